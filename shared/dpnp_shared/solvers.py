@@ -1,0 +1,133 @@
+r"""Exponential integrators that carry a noisy image from a large noise level to a small one.
+
+All of them see a denoiser :math:`x, \sigma \mapsto D(x; \sigma)` of *some* distribution and a decreasing list of noise
+levels; they know nothing of priors or posteriors. With :math:`h = \ln(\sigma_{i}/\sigma_{i+1})`, the data-prediction update is
+
+.. math:: x \leftarrow e^{-h} x + (1 - e^{-h})\,\tilde D \qquad\text{(probability flow)}
+.. math:: x \leftarrow e^{-2h} x + (1 - e^{-2h})\,\tilde D + \sigma_{i+1} \sqrt{1 - e^{-2h}}\, w \qquad\text{(stochastic)}
+
+where :math:`\tilde D = D_i` at first order (DDIM, ancestral DDPM) and
+:math:`\tilde D = D_i + \frac{h}{2 h_{prev}} (D_i - D_{i-1})` at second order (DPM-Solver++ 2M and its SDE form;
+Lu et al. 2022, arXiv 2211.01095, algorithm 2 and section 5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dpnp_shared.denoiser import Denoiser
+
+Denoise = Callable[[Tensor, float], Tensor]
+
+
+def karras_levels(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
+    r"""Noise levels evenly spaced in :math:`\sigma^{1/\rho}` (Karras et al. 2022, equation 5), then 0.
+
+    Args:
+        sigma_max: the first level, in image units.
+        sigma_min: the last positive level.
+        steps: number of positive levels, that is of network calls.
+        rho: larger puts more levels at small noise.
+
+    Returns:
+        ``steps + 1`` decreasing levels, the last one 0.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}; at least 1 is needed")
+    if not 0 < sigma_min <= sigma_max < math.inf:
+        raise ValueError(f"sigma_min = {sigma_min}, sigma_max = {sigma_max}; needed is 0 < sigma_min <= sigma_max < inf")
+    if steps == 1:
+        return [sigma_max, 0.0]
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    inner = [(high + i / (steps - 1) * (low - high)) ** rho for i in range(1, steps - 1)]
+    return [sigma_max, *inner, sigma_min, 0.0]
+
+
+def solve(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    *,
+    order: int = 2,
+    noise: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """Integrate from ``sigmas[0]`` to ``sigmas[-1]``, one call of ``denoise`` a step.
+
+    Args:
+        denoise: ``D(x; sigma)``.
+        x: ``(B, C, H, W)``, distributed as data plus noise of level ``sigmas[0]``.
+        sigmas: decreasing noise levels, in image units; the last one may be 0.
+        order: 1 or 2.
+        noise: draws standard normal noise shaped like ``x``; given, the stochastic form is used.
+
+    Returns:
+        ``(B, C, H, W)`` at noise level ``sigmas[-1]``.
+
+    Raises:
+        ValueError: ``order`` is neither 1 nor 2, or the levels do not decrease.
+    """
+    check_order(order)
+    if any(not 0 <= b < a < math.inf for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        raise ValueError(f"sigmas must decrease and end at 0 or above, got {list(sigmas)}")
+    d_prev, h_prev = None, math.inf
+    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+        d = denoise(x, sigma)
+        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        d_tilde = d
+        if order == 2 and d_prev is not None and math.isfinite(h):
+            d_tilde = d + (d - d_prev) * (h / (2 * h_prev))
+        power = 2 if noise is not None else 1
+        decay = math.exp(-power * h)
+        x = decay * x + (1 - decay) * d_tilde
+        if noise is not None and sigma_next > 0:
+            x = x + sigma_next * math.sqrt(1 - decay) * noise()
+        d_prev, h_prev = d, h
+    return x
+
+
+def check_order(order: int) -> None:
+    """Refuse an order other than 1 and 2.
+
+    Raises:
+        ValueError: names the value.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order = {order}; allowed are 1 and 2")
+
+
+@torch.no_grad()
+def sample_unconditional(
+    denoiser: Denoiser,
+    n: int,
+    *,
+    generator: torch.Generator,
+    steps: int = 40,
+    sigma_max: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw from the prior by its probability flow (DPM-Solver++ 2M).
+
+    Args:
+        denoiser: the prior.
+        n: number of images.
+        generator: source of the initial noise, drawn on the generator's device.
+        steps: network calls.
+        sigma_max: noise level to start at; by default ten times the prior's spread, within its range.
+        dtype: of the images.
+        device: where the denoiser is.
+
+    Returns:
+        ``(n, C, H, W)`` in the prior's value range (not clipped).
+    """
+    top = min(denoiser.sigma_max, 10 * denoiser.spread) if sigma_max is None else sigma_max
+    low = max(denoiser.sigma_min, 1e-3 * denoiser.spread)
+    noise = torch.randn((n, *denoiser.image_shape), generator=generator, dtype=dtype, device=generator.device)
+    return solve(denoiser, top * noise.to(device), karras_levels(top, min(low, top), steps))

@@ -1,0 +1,194 @@
+"""The training task: a score network learned by denoising score matching."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from torch import Tensor, nn
+
+from dpnp_shared.preconditioning import EDM, Preconditioning
+from dpnp_shared.prior import Prior, PriorCard, denoise, describe
+from dpnp_shared.randomness import derive_seed
+from dpnp_training.data import DataDescription
+from dpnp_training.ema import EMASettings, make_ema
+from dpnp_training.losses import DenoisingScoreMatching, squared_error
+
+
+class ScoreMatching(L.LightningModule):
+    """Trains ``D(x; σ)`` and keeps the moving average of its network, which is what becomes the prior.
+
+    Args:
+        network: the score network; must name its constructor's arguments in ``hyperparameters``.
+        preconditioning: from network to denoiser; EDM by default.
+        loss: the objective; EDM's by default.
+        ema: settings of the moving average.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW.
+        warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
+        decay: learning rate after the warm-up: ``cosine`` to 0 at the last step, or ``constant``.
+        noise_bands: edges of the bands of σ in which the validation loss is reported.
+        seed: of the training noise; noise of a step depends on nothing but seed, step and rank.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preconditioning: Preconditioning | None = None,
+        loss: DenoisingScoreMatching | None = None,
+        ema: EMASettings | None = None,
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 500,
+        decay: Literal["cosine", "constant"] = "cosine",
+        noise_bands: Sequence[float] = (0.02, 0.07, 0.2, 0.6, 2.0, 6.0, 20.0),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0 or weight_decay < 0 or warmup_steps < 0:
+            raise ValueError(
+                f"learning_rate = {learning_rate} must be positive, weight_decay = {weight_decay} and "
+                f"warmup_steps = {warmup_steps} at least 0"
+            )
+        if len(noise_bands) < 2 or any(not 0 < a < b for a, b in zip(noise_bands, noise_bands[1:], strict=False)):
+            raise ValueError(f"noise_bands = {list(noise_bands)}; needed are at least two increasing positive levels")
+        self.network = network
+        self.preconditioning = preconditioning if preconditioning is not None else EDM()
+        self.loss = loss if loss is not None else DenoisingScoreMatching()
+        self.ema = make_ema(network, ema if ema is not None else EMASettings())
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.decay = warmup_steps, decay
+        self.bands = list(zip(noise_bands, noise_bands[1:], strict=False))
+        self.seed = seed
+        self.images_seen = 0
+        self.data: DataDescription | None = None
+        self.metrics: dict[str, float] = {}
+        describe(network)  # refuse a network that could not be exported now, not after days of training
+        describe(self.preconditioning)
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the network."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "description"):
+            self.data = datamodule.description
+        channels = getattr(self.network, "channels", None)
+        if self.data is not None and channels not in (None, self.data.image_shape[0]):
+            raise ValueError(
+                f"model.network.channels = {channels}, but the images have {self.data.image_shape[0]} channels "
+                f"(shape {self.data.image_shape})"
+            )
+
+    def generator(self, *stream: int) -> torch.Generator:
+        """A generator on this device whose numbers depend on the seed, the rank and ``stream`` only."""
+        return torch.Generator(self.device).manual_seed(derive_seed(self.seed, self.global_rank, *stream))
+
+    def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
+        """Loss of one batch of clean images ``(B, C, H, W)``."""
+        loss = self.loss(
+            lambda x, sigma: denoise(self.network, self.preconditioning, x, sigma),
+            x_0,
+            generator=self.generator(0, self.current_epoch, batch_idx),
+        )
+        self.images_seen += x_0.shape[0] * self.trainer.world_size
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One optimiser step, then one of the moving average."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update()
+
+    def on_train_epoch_start(self) -> None:
+        """Lightning puts the whole module into training mode; the average stays in evaluation mode."""
+        self.ema.ema_model.eval()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, warm-up, then the chosen decay, per optimiser step."""
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            if self.decay == "constant" or not math.isfinite(total):
+                return 1.0
+            progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+            return (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- validation -----------------------------------------------------------------------------------------
+
+    def denoise_ema(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """``D(x; σ)`` of the averaged network: ``x`` (B, C, H, W), ``sigma`` float or (B,)."""
+        return denoise(self.ema.ema_model, self.preconditioning, x, sigma)
+
+    def validation_step(self, x_0: Tensor, batch_idx: int) -> None:
+        """Weighted loss and root-mean-square error of the averaged network, in each noise band.
+
+        The noise is the same at every validation, so that curves can be compared; σ is uniform in log σ within a band.
+        """
+        n = x_0.shape[0]
+        losses = []
+        for band, (low, high) in enumerate(self.bands):
+            generator = self.generator(1, batch_idx, band)
+            u = torch.rand(n, generator=generator, device=self.device).to(x_0)
+            sigma = low * (high / low) ** u
+            error = squared_error(self.denoise_ema, x_0, sigma, generator=generator)
+            loss = (self.loss.weight(sigma) * error).mean()
+            losses.append(loss)
+            name = f"{low:g}-{high:g}"
+            self.log(f"val/loss/{name}", loss, batch_size=n, sync_dist=True)
+            self.log(f"val/mse/{name}", error.mean(), batch_size=n, sync_dist=True)
+        self.log("val/loss", torch.stack(losses).mean(), batch_size=n, sync_dist=True, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the figures for the card."""
+        if not self.trainer.sanity_checking:
+            self.metrics = {
+                key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")
+            }
+
+    # --- the prior ------------------------------------------------------------------------------------------
+
+    def card(self) -> PriorCard:
+        """The card of the prior as trained so far.
+
+        Raises:
+            RuntimeError: no data set has been seen, so its figures are unknown.
+        """
+        if self.data is None:
+            raise RuntimeError("the card needs the data's figures: run this module with a data module that has a 'description'")
+        sigma_range = (self.preconditioning.sigma_min, self.preconditioning.sigma_max)
+        training = {"images seen": self.images_seen, "optimiser steps": self.global_step, "torch": torch.__version__}
+        return PriorCard(
+            **dataclasses.asdict(self.data), sigma_range=sigma_range, training=training, metrics=self.metrics
+        )
+
+    def to_prior(self) -> Prior:
+        """The averaged network as a prior (it shares the module's tensors)."""
+        return Prior(self.ema.ema_model, self.preconditioning, self.card())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an export needs, as plain values: no class is named that loading would have to import."""
+        checkpoint["images_seen"] = self.images_seen
+        if self.data is not None:
+            checkpoint["prior"] = {
+                "network": describe(self.network),
+                "preconditioning": describe(self.preconditioning),
+                "card": dataclasses.asdict(self.card()),
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting images."""
+        self.images_seen = checkpoint.get("images_seen", 0)
