@@ -219,7 +219,7 @@ class Prior(Denoiser):
         Raises:
             PriorError: the folder is missing or damaged; says which file, key or shape is wrong.
         """
-        folder = _locate(str(path_or_hub_id))
+        folder = locate(str(path_or_hub_id))
         config = _read_config(folder)
         try:
             card = PriorCard(**config["card"])
@@ -284,7 +284,7 @@ def build(description: dict[str, Any], trusted_modules: Sequence[str]) -> nn.Mod
     return built(**arguments)
 
 
-def _locate(name: str) -> Path:
+def locate(name: str) -> Path:
     """The folder of a prior: a path, then a bundled prior, then a Hub id."""
     path = Path(name).expanduser()
     if path.is_dir():

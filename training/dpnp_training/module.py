@@ -170,7 +170,7 @@ class ScoreMatching(L.LightningModule):
         if self.data is None:
             raise RuntimeError("the card needs the data's figures: run this module with a data module that has a 'description'")
         sigma_range = (self.preconditioning.sigma_min, self.preconditioning.sigma_max)
-        training = {"images seen": self.images_seen, "optimiser steps": self.global_step, "torch": torch.__version__}
+        training = {"images seen": self.images_seen, "optimiser steps": self.global_step, "torch": str(torch.__version__)}
         return PriorCard(
             **dataclasses.asdict(self.data), sigma_range=sigma_range, training=training, metrics=self.metrics
         )

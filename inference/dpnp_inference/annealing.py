@@ -1,0 +1,130 @@
+"""The coupling schedule η of DPnP: constant for a few iterations, then a geometric decay (Xu & Chi 2024, section 5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpnp_inference.randomness import ChainGenerators
+from dpnp_shared.denoiser import Denoiser
+from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.operators import LinearOperator, Operator
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Constant-then-geometric schedule.
+
+    Attributes:
+        eta_max: first coupling, in image units; the prior's spread by default.
+        eta_min: last coupling, in image units; by default the noise seen through the forward map, ``σ/‖A‖`` where the
+            proximal sampler splits exactly (there it costs no bias), half of it where it does not.
+        constant: iterations at ``eta_max``.
+        decay: iterations of the geometric decay, the one at ``eta_min`` included.
+        final: further iterations at ``eta_min``.
+    """
+
+    eta_max: float | None = None
+    eta_min: float | None = None
+    constant: int = 3
+    decay: int = 40
+    final: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("eta_max", "eta_min"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value}; it must be positive and finite")
+        if self.eta_max is not None and self.eta_min is not None and self.eta_min > self.eta_max:
+            raise ValueError(f"eta_min = {self.eta_min} exceeds eta_max = {self.eta_max}")
+        if self.constant < 0 or self.decay < 1 or self.final < 0:
+            raise ValueError(
+                f"constant = {self.constant} and final = {self.final} must be at least 0, decay = {self.decay} at least 1"
+            )
+
+    def schedule(
+        self, prior: Denoiser, forward_model: ForwardModel, blank: Tensor, *, exact_splitting: bool = False
+    ) -> list[float]:
+        """The couplings, one an iteration.
+
+        Args:
+            prior: gives the default ``eta_max`` and the noise levels that are allowed.
+            forward_model: gives the default ``eta_min``.
+            blank: an image ``(1, C, H, W)`` of zeros, of the dtype and on the device that sampling uses.
+            exact_splitting: whether the proximal sampler cancels the splitting's bias for ``η ≤ σ/‖A‖``.
+
+        Returns:
+            ``constant + decay + final`` values that never increase.
+
+        Raises:
+            ValueError: a given coupling is outside of the noise levels that the prior may be used at.
+        """
+        for value in (self.eta_max, self.eta_min):
+            if value is not None:
+                prior.check_sigma(value)
+        high = self.eta_max if self.eta_max is not None else min(prior.spread, prior.sigma_max)
+        low = self.eta_min
+        if low is None:
+            low = noise_through(forward_model, prior, blank) * (1.0 if exact_splitting else 0.5)
+            low = min(max(low, 2 * prior.sigma_min, 1e-3 * high), high)
+        high = max(high, low)
+        ratio = (low / high) ** (1 / self.decay)
+        decayed = [high * ratio**i for i in range(1, self.decay)]
+        return [high] * self.constant + decayed + [low] * (1 + self.final)
+
+
+def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -> float:
+    """The noise in image units: its standard deviation over the largest singular value of the forward map.
+
+    For a map that is not linear the Jacobian at the prior's mean image is used, by power iteration.
+
+    Args:
+        forward_model: operator and noise.
+        prior: gives the point.
+        blank: an image ``(1, C, H, W)`` of zeros.
+
+    Returns:
+        ``σ/‖A‖``, infinite for a map whose Jacobian vanishes.
+
+    Raises:
+        ValueError: the noise model does not say its resolution.
+    """
+    operator = forward_model.operator
+    norm = operator.norm() if isinstance(operator, LinearOperator) else jacobian_norm(operator, prior, blank)
+    resolution = forward_model.noise.resolution
+    if resolution is None:
+        raise ValueError(
+            f"annealing: {type(forward_model.noise).__name__} does not say its resolution, from which eta_min is taken; give eta_min"
+        )
+    return resolution / norm if norm > 0 else math.inf
+
+
+def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations: int = 20) -> float:
+    """Largest singular value of the forward map's Jacobian near the prior's mean image.
+
+    Args:
+        operator: the forward map.
+        prior: gives the point, by one network call at its largest noise level.
+        blank: an image ``(1, C, H, W)`` of zeros.
+        iterations: of the power method on ``JᵀJ``.
+
+    Returns:
+        The norm; 0 where the map is not differentiable.
+    """
+    if not operator.differentiable:
+        return 0.0
+    generator = ChainGenerators(0, range(1))
+    with torch.no_grad():
+        x = prior(blank, min(prior.sigma_max, 1e3 * prior.spread))
+    # a little noise, since at a perfectly flat image a map like |F x| has no gradient
+    x = x + 0.1 * prior.spread / math.sqrt(x.numel()) * generator.normal_like(x)
+    v, norm = generator.normal_like(x), 0.0
+    for _ in range(iterations):
+        v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+        _, jv = torch.autograd.functional.jvp(operator, x, v)
+        _, v = torch.autograd.functional.vjp(operator, x, jv)
+        norm = math.sqrt(float(v.norm()))
+    return norm

@@ -1,0 +1,154 @@
+"""Reading measurements and images from files, and writing a run's folder all or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dpnp_shared.prior import PriorCard
+
+MARKER = "run.json"
+INTEGER_TOPS = {torch.bool: 1.0, torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
+    """Numbers from a ``.npy``, ``.npz``, ``.pt`` or image file, as they are stored.
+
+    Args:
+        file: the file.
+        key: name of the array in a ``.npz`` or ``.pt`` file that holds several.
+
+    Returns:
+        The tensor; images come as ``(C, H, W)`` integers.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, or holds several arrays and no ``key`` was given.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return torch.from_numpy(arrays[_only(path, arrays.files, key)])
+        if path.suffix in (".pt", ".pth"):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(found, dict):
+                found = found[_only(path, list(found), key)]
+            if not isinstance(found, Tensor):
+                raise ValueError(f"{path} holds a {type(found).__name__}, not a tensor")
+            return found
+        with Image.open(path) as image:
+            array = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    except (OSError, EOFError, UnidentifiedImageError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if array.dtype == np.int32:  # PIL's mode of 16-bit files
+        array = array.astype(np.uint16)
+    return torch.from_numpy(np.array(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)))
+
+
+def _only(path: Path, names: list[str], key: str | None) -> str:
+    """The name of the wanted array."""
+    if key is None and len(names) == 1:
+        return names[0]
+    if key not in names:
+        raise ValueError(f"key = {key!r}; {path} holds {names}")
+    return str(key)
+
+
+def to_image_units(x: Tensor, card: PriorCard) -> Tensor:
+    """Stored pixel values in the prior's value range, float32.
+
+    Integers are mapped as the prior's training data were, from their type's full range; floating-point numbers are taken
+    as they are, in the prior's own units.
+
+    Args:
+        x: of any shape.
+        card: of the prior.
+    """
+    if x.dtype not in INTEGER_TOPS:
+        return x.float() if not x.is_complex() else x
+    low, high = card.value_range
+    return low + (high - low) * x.to(torch.float32) / INTEGER_TOPS[x.dtype]
+
+
+def read_image(file: str | Path, index: int, image_shape: tuple[int, int, int], card: PriorCard, key: str | None) -> Tensor:
+    """One clean image in the prior's units.
+
+    Args:
+        file: as for :func:`read_tensor`; ``(H, W)``, ``(C, H, W)``, or a stack of them.
+        index: which image of a stack.
+        image_shape: ``(C, H, W)`` of the prior.
+        card: of the prior.
+        key: as for :func:`read_tensor`.
+
+    Returns:
+        ``(C, H, W)`` float32.
+
+    Raises:
+        ValueError: its shape is not the prior's, ``index`` is too large, or a value is not finite.
+    """
+    x = read_tensor(file, key)
+    for shape in (image_shape, image_shape[1:]) if image_shape[0] == 1 else (image_shape,):
+        if x.shape[x.ndim - len(shape) :] == shape and x.ndim - len(shape) in (0, 1):
+            stack = x.reshape(-1, *image_shape)
+            break
+    else:
+        raise ValueError(f"{file} has shape {tuple(x.shape)}; the prior takes {image_shape} (C, H, W) or a stack of them")
+    if not 0 <= index < len(stack):
+        raise ValueError(f"index = {index}; {file} holds {len(stack)} images")
+    image = to_image_units(stack[index], card)
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError(f"{file}: image {index} contains values that are not finite")
+    return image
+
+
+@contextmanager
+def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """A staging folder that becomes ``output`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        output: the folder to make.
+        overwrite: replace an earlier run there.
+
+    Raises:
+        FileExistsError: ``output`` exists, and is not an earlier run or ``overwrite`` is off.
+    """
+    target = Path(output)
+    if target.exists():
+        if not (target / MARKER).is_file():
+            raise FileExistsError(f"output = {str(target)!r} exists and is not the folder of a run; choose another")
+        if not overwrite:
+            raise FileExistsError(f"output = {str(target)!r} holds a run already; choose another folder or pass --overwrite true")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old)
+            os.replace(staging, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def save_array(file: Path, x: Tensor) -> Any:
+    """Write a tensor as ``.npy``."""
+    np.save(file, x.detach().cpu().numpy(), allow_pickle=False)

@@ -1,0 +1,9 @@
+"""Proximal consistency samplers: draw ``z ~ L(z; y) N(z; x, η² I)`` (Xu & Chi 2024, section 3.1)."""
+
+from dpnp_inference.proximal.auto import choose_proximal
+from dpnp_inference.proximal.base import ProximalInfo, ProximalSampler
+from dpnp_inference.proximal.closed_form import ClosedForm
+from dpnp_inference.proximal.mala import MALA
+from dpnp_inference.proximal.perturb_and_solve import PerturbAndSolve
+
+__all__ = ["MALA", "ClosedForm", "PerturbAndSolve", "ProximalInfo", "ProximalSampler", "choose_proximal"]

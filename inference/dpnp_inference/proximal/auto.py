@@ -1,0 +1,31 @@
+"""``proximal="auto"``: ask the forward model what it can do."""
+
+from __future__ import annotations
+
+from dpnp_inference.proximal.base import ProximalSampler
+from dpnp_inference.proximal.closed_form import ClosedForm
+from dpnp_inference.proximal.mala import MALA
+from dpnp_inference.proximal.perturb_and_solve import PerturbAndSolve
+from dpnp_shared.forward_model import ForwardModel
+
+
+def choose_proximal(forward_model: ForwardModel) -> tuple[ProximalSampler, str]:
+    """The most exact sampler the forward model allows, and why.
+
+    Args:
+        forward_model: operator and noise.
+
+    Returns:
+        The sampler and one sentence for the log.
+
+    Raises:
+        TypeError: the model allows none of them.
+    """
+    model = f"{type(forward_model.operator).__name__} with {type(forward_model.noise).__name__}"
+    if ClosedForm.supports(forward_model):
+        return ClosedForm(), f"closed form, because {model} is linear and Gaussian and its spectrum is known"
+    if PerturbAndSolve.supports(forward_model):
+        return PerturbAndSolve(), f"perturb and solve by conjugate gradients, because {model} is linear and Gaussian"
+    if MALA.supports(forward_model):
+        return MALA(), f"MALA with Metropolis step, because {model} is differentiable but not linear and Gaussian"
+    raise TypeError(f"{model} is neither linear and Gaussian nor differentiable; give a ProximalSampler for it")

@@ -1,0 +1,63 @@
+"""The contract of a proximal sampler: a kernel with explicit state, and what it reports."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from dpnp_inference.randomness import ChainGenerators
+from dpnp_shared.forward_model import ForwardModel
+
+
+class ProximalInfo(NamedTuple):
+    """What one draw did.
+
+    Attributes:
+        forward_calls: evaluations of the forward map (adjoints and gradients count as one each), on the whole batch.
+        acceptance: fraction of accepted proposals of each chain ``(B,)``; ``None`` for samplers without proposals.
+        residual: relative residual of the linear solve of each chain ``(B,)``; ``None`` where nothing is solved.
+        non_finite: proposals of each chain ``(B,)`` that were rejected because the likelihood or its gradient was not
+            finite; ``None`` for samplers without proposals.
+    """
+
+    forward_calls: int
+    acceptance: Tensor | None = None
+    residual: Tensor | None = None
+    non_finite: Tensor | None = None
+
+
+class ProximalSampler(Protocol):
+    """Draws from the likelihood times a Gaussian around ``x``."""
+
+    exact_splitting: bool
+    """Whether it takes the splitting's own noise out of the likelihood where it can (see :class:`ClosedForm`)."""
+
+    def init(self, forward_model: ForwardModel, y: Tensor, x: Tensor) -> Any:
+        """State before the first draw.
+
+        Args:
+            forward_model: gives the likelihood.
+            y: the measurement, without a batch dimension.
+            x: starting images ``(B, C, H, W)``.
+
+        Raises:
+            TypeError: the forward model lacks what this sampler needs; says what.
+        """
+        ...
+
+    def step(
+        self, state: Any, x: Tensor, eta: float, *, generator: ChainGenerators
+    ) -> tuple[Any, Tensor, ProximalInfo]:
+        """One draw.
+
+        Args:
+            state: of the draw before.
+            x: centre of the Gaussian ``(B, C, H, W)``.
+            eta: its standard deviation, in image units.
+            generator: one stream a chain.
+
+        Returns:
+            The new state, the draw ``z`` shaped like ``x``, and what it did.
+        """
+        ...

@@ -1,0 +1,131 @@
+r"""Metropolis-adjusted Langevin draws for any differentiable likelihood (Xu & Chi 2024, section 3.1; Roberts & Tweedie 1996).
+
+The proposal integrates the Ornstein-Uhlenbeck part of the Langevin equation exactly. With step h and :math:`s = h/\eta^2`,
+
+.. math:: z' = a z + (1 - a) x + b \nabla \log L(z) + c w, \quad a = e^{-s},\ b = \eta^2 (1 - a),\ c = \eta \sqrt{1 - a^2}
+
+and it is accepted with the Metropolis-Hastings probability, so that the law is exact at every step size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpnp_inference.proximal.base import ProximalInfo
+from dpnp_inference.randomness import ChainGenerators
+from dpnp_shared.forward_model import ForwardModel
+
+
+class MALAState(NamedTuple):
+    """Where the chains are, and their step sizes.
+
+    Attributes:
+        forward_model: gives the likelihood.
+        y: measurement ``(*y_shape)``.
+        z: last draw ``(B, C, H, W)``.
+        log_s: log of the step size in units of η², of each chain ``(B,)``.
+        eta: the η that the step sizes were adapted at; NaN before the first draw.
+    """
+
+    forward_model: ForwardModel
+    y: Tensor
+    z: Tensor
+    log_s: Tensor
+    eta: float
+
+
+@dataclass(frozen=True)
+class MALA:
+    """Langevin proposals with the Metropolis step; each chain adapts its own step size when η changes, then freezes it.
+
+    Attributes:
+        steps: proposals a draw, after the adaptation.
+        warmup: proposals during which the step size is adapted, whenever η is new.
+        target: acceptance aimed at (0.574 is optimal in high dimension, Roberts & Rosenthal 1998).
+        first_step: initial step size in units of η².
+    """
+
+    steps: int = 20
+    warmup: int = 20
+    target: float = 0.574
+    first_step: float = 0.1
+    exact_splitting: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup < 0:
+            raise ValueError(f"steps = {self.steps} must be positive and warmup = {self.warmup} at least 0")
+        if not 0 < self.target < 1 or not self.first_step > 0:
+            raise ValueError(f"target = {self.target} must be in (0, 1) and first_step = {self.first_step} positive")
+        if self.exact_splitting:
+            raise ValueError("exact_splitting = True needs a closed form; MALA draws with the likelihood itself")
+
+    @staticmethod
+    def supports(forward_model: ForwardModel) -> bool:
+        """Whether the forward map says that it is differentiable."""
+        return forward_model.operator.differentiable
+
+    def init(self, forward_model: ForwardModel, y: Tensor, x: Tensor) -> MALAState:
+        """See :class:`ProximalSampler`."""
+        if not self.supports(forward_model):
+            raise TypeError(f"MALA needs a differentiable operator, and {type(forward_model.operator).__name__} says it is not")
+        log_s = torch.full((x.shape[0],), self.first_step, dtype=x.dtype, device=x.device).log()
+        return MALAState(forward_model, y, x, log_s, float("nan"))
+
+    def step(
+        self, state: MALAState, x: Tensor, eta: float, *, generator: ChainGenerators
+    ) -> tuple[MALAState, Tensor, ProximalInfo]:
+        """See :class:`ProximalSampler`."""
+        z, log_s = state.z, state.log_s
+        adapt = self.warmup if state.eta != eta else 0
+        log_l, gradient = value_and_gradient(state.forward_model, z, state.y)
+        accepted, non_finite = torch.zeros_like(log_s), torch.zeros_like(log_s)
+        for i in range(adapt + self.steps):
+            s = _as_column(log_s.exp(), x)
+            a = torch.exp(-s)
+            b, c = -(eta**2) * torch.expm1(-s), eta * (-torch.expm1(-2 * s)).sqrt()
+            mean = a * z + (1 - a) * x + b * gradient
+            z_new = mean + c * generator.normal_like(x)
+            log_l_new, gradient_new = value_and_gradient(state.forward_model, z_new, state.y)
+            mean_back = a * z_new + (1 - a) * x + b * gradient_new
+            # log of π(z') q(z | z') / (π(z) q(z' | z)), π(z) = L(z) N(z; x, η² I)
+            log_ratio = log_l_new - log_l
+            log_ratio += (_square(z - x) - _square(z_new - x)) / (2 * eta**2)
+            log_ratio += (_square(z_new - mean) - _square(z - mean_back)) / (2 * c.flatten() ** 2)
+            u = generator.uniform(dtype=x.dtype, device=x.device)
+            finite = torch.isfinite(log_ratio) & torch.isfinite(gradient_new).flatten(1).all(1)
+            # a chain that starts where the likelihood is zero takes the first finite proposal
+            accept = finite & (u.log() < log_ratio) | (torch.isfinite(log_l_new) & ~torch.isfinite(log_l))
+            keep = _as_column(accept, x)
+            z = torch.where(keep, z_new, z)
+            gradient = torch.where(keep, gradient_new, gradient)
+            log_l = torch.where(accept, log_l_new, log_l)
+            if i < adapt:  # Robbins-Monro on the log of the step size
+                probability = torch.where(finite, log_ratio.clamp(max=0).exp(), 0.0)
+                log_s = log_s + 2 * (probability - self.target) / (1 + i) ** 0.5
+                log_s = log_s.clamp(-20.0, 3.0)
+            else:
+                accepted += accept.to(accepted)
+                non_finite += (~finite).to(non_finite)
+        info = ProximalInfo(adapt + self.steps + 1, accepted / self.steps, None, non_finite)
+        return MALAState(state.forward_model, state.y, z, log_s, eta), z, info
+
+
+def value_and_gradient(forward_model: ForwardModel, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of each chain ``(B,)`` and its gradient, shaped like ``z``."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        log_l = forward_model.log_likelihood(z, y)
+        (gradient,) = torch.autograd.grad(log_l.sum(), z)
+    return log_l.detach(), gradient
+
+
+def _square(v: Tensor) -> Tensor:
+    return v.square().flatten(1).sum(1)
+
+
+def _as_column(v: Tensor, x: Tensor) -> Tensor:
+    return v.reshape(-1, *[1] * (x.ndim - 1))

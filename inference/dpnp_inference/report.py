@@ -1,0 +1,81 @@
+"""The one-page picture of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dpnp_inference.posterior import Posterior
+
+
+def draw_picture(
+    file: str | Path,
+    posterior: Posterior,
+    *,
+    value_range: tuple[float, float],
+    measurement: Tensor | None = None,
+    truth: Tensor | None = None,
+    samples: int = 5,
+    title: str = "",
+) -> Path:
+    """Truth, measurement, mean, standard deviation and error on top, single draws below.
+
+    Args:
+        file: PNG to write.
+        posterior: the draws.
+        value_range: of a pixel, mapped to black and white.
+        measurement: an image ``(C, H, W)`` that shows the measurement, if it has one.
+        truth: ``(C, H, W)`` if it is known.
+        samples: how many draws to show.
+        title: one line on top.
+
+    Returns:
+        The file.
+    """
+    mean = posterior.mean
+    several = len(posterior.flat) > 1
+    top: list[tuple[str, Tensor, dict[str, Any]]] = []
+    gray = {"vmin": value_range[0], "vmax": value_range[1], "cmap": "gray"}
+    if truth is not None:
+        top.append(("truth", truth, gray))
+    if measurement is not None:
+        top.append(("measurement", measurement.real if measurement.is_complex() else measurement, gray))
+    top.append(("posterior mean", mean, gray))
+    scale = {"vmin": 0.0, "cmap": "magma"}
+    if several:
+        scale["vmax"] = max(float(posterior.std.amax()), 1e-6)
+        top.append(("posterior std", posterior.std, scale))
+    if truth is not None:
+        top.append(("|mean - truth|", (mean - truth).abs(), scale))
+    bottom = [(f"draw {i + 1}", x, gray) for i, x in enumerate(posterior.flat[:samples])]
+    columns = max(len(top), len(bottom))
+    figure = Figure(figsize=(2.1 * columns, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, columns, squeeze=False)
+    for row, panels in zip(axes, (top, bottom), strict=True):
+        for axis in row:
+            axis.axis("off")
+        for axis, (name, image, style) in zip(row, panels, strict=False):
+            shown = axis.imshow(_as_picture(image, style), interpolation="nearest", **style)
+            axis.set_title(name, fontsize=10)
+            if style is scale:
+                figure.colorbar(shown, ax=axis, shrink=0.7)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    target = Path(file)
+    figure.savefig(target, dpi=110)
+    return target
+
+
+def _as_picture(image: Tensor, style: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    """``(C, H, W)`` as matplotlib wants it: RGB for three channels, the channels' mean otherwise."""
+    array = image.detach().float().cpu()
+    if array.shape[0] == 3 and style["cmap"] == "gray":
+        low, high = style["vmin"], style["vmax"]
+        return ((array - low) / (high - low)).clamp(0, 1).movedim(0, -1).numpy()
+    return array.mean(0).numpy()

@@ -1,0 +1,262 @@
+"""Noise: how a measurement scatters around the operator's noiseless output."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dpnp_shared.operators.base import array_argument
+
+
+class Noise(nn.Module, ABC):
+    r"""The law :math:`p(y \mid \bar y)` of a measurement given its noiseless value :math:`\bar y = A(x)`."""
+
+    @property
+    def resolution(self) -> float | None:
+        r"""The finest difference of a noiseless entry that one measurement can tell.
+
+        That is :math:`1/\sqrt{I}` with the largest Fisher information :math:`I`. It sets the default end of
+        a sampler's annealing; None where a noise model does not know it.
+        """
+        return None
+
+    @abstractmethod
+    def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw measurements.
+
+        Args:
+            clean: noiseless values ``(B, *y_shape)``.
+            generator: source of the random numbers, drawn on its device and then moved to that of ``clean``.
+
+        Returns:
+            ``y``, ``(B, *y_shape)``.
+        """
+
+    @abstractmethod
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Exact log density (or log probability, where ``y`` is discrete), constants included.
+
+        Args:
+            y: one measurement ``(*y_shape)``, or one for each noiseless value ``(B, *y_shape)``.
+            clean: noiseless values ``(B, *y_shape)``.
+
+        Returns:
+            ``(B,)``, summed in float64 where the device has it: samplers need small differences of large
+            sums.
+        """
+
+
+class GaussianNoise(Noise):
+    r""":math:`y = \bar y + R^{1/2} w`, :math:`w \sim N(0, I)`.
+
+    Complex measurements are taken as pairs of reals: ``sigma`` is then the standard deviation of the real
+    and of the imaginary part, each.
+
+    Args:
+        sigma: standard deviation, in the units of ``y``: a number, or one an entry (a tensor, a list, or the
+            path of a ``.npy`` file; it must broadcast to ``y_shape``).
+        covariance: instead of ``sigma``, the full :math:`R` ``(m, m)`` of the flattened measurement,
+            likewise.
+
+    Attributes:
+        sigma: standard deviation, 0-d or one an entry; None where a covariance was given.
+
+    Raises:
+        TypeError: none or both of the arguments are given.
+        ValueError: an entry of ``sigma`` is not positive and finite, or ``covariance`` is not symmetric and
+            positive definite.
+    """
+
+    sigma: Tensor | None
+    cholesky: Tensor | None  # lower triangular (m, m), R = L L^T
+
+    def __init__(
+        self,
+        sigma: float | list[float] | str | Tensor | None = None,
+        covariance: list[list[float]] | str | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if (sigma is None) == (covariance is None):
+            raise TypeError(
+                f"give either sigma or covariance, got sigma = {sigma} and covariance = {covariance}"
+            )
+        std = None if sigma is None else array_argument(sigma, "sigma")
+        if std is not None and not bool((std > 0).all()):
+            raise ValueError(f"sigma = {float(std.min())}; allowed are positive numbers")
+        self.register_buffer("sigma", std)
+        self.register_buffer("cholesky", None if covariance is None else _cholesky(covariance))
+
+    @property
+    def is_scalar(self) -> bool:
+        r"""Whether :math:`R = \sigma^2 I`."""
+        return self.sigma is not None and self.sigma.ndim == 0
+
+    @property
+    def resolution(self) -> float:
+        """Square root of the smallest eigenvalue of :math:`R`."""
+        if self.sigma is not None:
+            return float(self.sigma.min())
+        return float(torch.linalg.svdvals(self._factor()).min())
+
+    def sqrt_mul(self, w: Tensor) -> Tensor:
+        """:math:`R^{1/2} w`, ``(B, *y_shape)``; :math:`L w` for a full :math:`R = L L^T`."""
+        if self.sigma is not None:
+            return w * self._std(w)
+        return (self._flat(w) @ self._factor().to(w.dtype).T).reshape(w.shape)
+
+    def whiten(self, r: Tensor) -> Tensor:
+        """:math:`R^{-1/2} r`, ``(B, *y_shape)``; :math:`L^{-1} r` for a full :math:`R`."""
+        if self.sigma is not None:
+            return r / self._std(r)
+        L = self._factor().to(r.dtype)
+        white: Tensor = torch.linalg.solve_triangular(L, self._flat(r).T, upper=False).T
+        return white.reshape(r.shape)
+
+    def precision_mul(self, r: Tensor) -> Tensor:
+        """:math:`R^{-1} r`, ``(B, *y_shape)``."""
+        if self.sigma is not None:
+            return r / self._std(r) ** 2
+        return torch.cholesky_solve(self._flat(r).T, self._factor().to(r.dtype)).T.reshape(r.shape)
+
+    def covariance_matrix(self, y_shape: Sequence[int]) -> Tensor:
+        """:math:`R` written out, ``(m, m)`` in float64, for measurements of shape ``y_shape``."""
+        if self.sigma is None:
+            L = self._factor().double()
+            return L @ L.T
+        zeros = torch.zeros(1, *y_shape, dtype=torch.float64, device=self.sigma.device)
+        return torch.diag((zeros + self._std(zeros)).flatten() ** 2)
+
+    def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``clean + R^{1/2} w``; see :meth:`Noise.sample`."""
+        device = clean.device if generator is None else generator.device
+        w = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=device).to(clean.device)
+        if clean.is_complex():
+            w = w * math.sqrt(2)  # PyTorch's complex normal has variance 1/2 in each part
+        return clean + self.sqrt_mul(w)
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`-\tfrac12 |R^{-1/2}(y - \bar y)|^2 - \tfrac12 \log\det(2\pi R)`.
+
+        See :meth:`Noise.log_prob`.
+
+        Raises:
+            TypeError: one of ``y`` and ``clean`` is complex and the other is not.
+            ValueError: the shapes do not fit.
+        """
+        y = _match(y, clean)
+        if y.is_complex() != clean.is_complex():
+            raise TypeError(
+                f"y has dtype {y.dtype}, the noiseless measurement {clean.dtype}; one of them is complex"
+            )
+        z = self.whiten(y.to(clean.dtype) - clean)
+        square = z.real**2 + z.imag**2 if z.is_complex() else z**2
+        parts = 2 if z.is_complex() else 1
+        entries = z[0].numel()
+        if self.sigma is not None:
+            half_log_det = float(self.sigma.double().log().mean()) * entries  # the mean survives broadcasting
+        else:
+            half_log_det = float(self._factor().double().diagonal().log().sum())
+        return -0.5 * _sum(square) - parts * (half_log_det + 0.5 * entries * math.log(2 * math.pi))
+
+    def _factor(self) -> Tensor:
+        if self.cholesky is None:
+            raise RuntimeError("this GaussianNoise has no covariance")
+        return self.cholesky
+
+    def _flat(self, r: Tensor) -> Tensor:
+        """Flatten ``(B, *y_shape)`` to ``(B, m)``, where ``m`` is that of the covariance."""
+        flat = r.reshape(r.shape[0], -1)
+        if flat.shape[1] != self._factor().shape[0] or r.is_complex():
+            raise ValueError(
+                f"covariance is for {self._factor().shape[0]} real entries; got measurements of shape "
+                f"{tuple(r.shape[1:])} and dtype {r.dtype}"
+            )
+        return flat
+
+    def _std(self, r: Tensor) -> Tensor:
+        """``sigma`` for ``r`` ``(B, *y_shape)``; never one that would broadcast ``r`` to more entries."""
+        if self.sigma is None:
+            raise RuntimeError("this GaussianNoise has a covariance instead of sigma")
+        shape, y_shape = tuple(self.sigma.shape), tuple(r.shape[1:])
+        tail = y_shape[len(y_shape) - len(shape) :]
+        if len(shape) > len(y_shape) or any(s not in (1, n) for s, n in zip(shape, tail, strict=True)):
+            raise ValueError(f"sigma has shape {shape}; it must broadcast to measurements of shape {y_shape}")
+        return self.sigma.to(r.real.dtype)
+
+
+class DitheredLogisticNoise(Noise):
+    r"""One bit an entry: :math:`y = \mathrm{sign}(\bar y + s\,\varepsilon)`.
+
+    :math:`\varepsilon` is standard logistic, hence :math:`P(y \mid \bar y) = \mathrm{sigmoid}(y \bar y /
+    s)`. Goes with :class:`~dpnp_shared.operators.DitheredQuantisation`.
+
+    Args:
+        scale: :math:`s`, in the units of the noiseless measurement.
+
+    Raises:
+        ValueError: ``scale`` is not positive and finite.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale = {scale}; allowed is a positive number")
+        self.scale = scale
+
+    @property
+    def resolution(self) -> float:
+        r"""Twice the scale: the Fisher information of :math:`\bar y` is at most :math:`1/(4 s^2)`, at 0."""
+        return 2 * self.scale
+
+    def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw bits ±1, with the dtype of ``clean``; see :meth:`Noise.sample`."""
+        device = clean.device if generator is None else generator.device
+        u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype, device=device).to(clean.device)
+        return 2 * (u < torch.sigmoid(clean / self.scale)).to(clean.dtype) - 1
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`\sum \log \mathrm{sigmoid}(y \bar y / s)`; see :meth:`Noise.log_prob`.
+
+        Raises:
+            ValueError: an entry of ``y`` is neither -1 nor +1, or the shapes do not fit.
+        """
+        y = _match(y, clean)
+        bad = y[(y != 1) & (y != -1)]
+        if bad.numel():
+            raise ValueError(f"y holds {bad.numel()} entries like {bad[0].item()}; allowed are -1 and +1")
+        return _sum(functional.logsigmoid(y.to(clean.dtype) * clean / self.scale))
+
+
+def _match(y: Tensor, clean: Tensor) -> Tensor:
+    """Let ``y`` ``(*y_shape)`` or ``(B, *y_shape)`` broadcast against ``clean`` over the batch only."""
+    if y.shape == clean.shape[1:]:
+        y = y[None]
+    elif y.shape != clean.shape:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; allowed are {tuple(clean.shape[1:])} and {tuple(clean.shape)}, "
+            "the shape of the operator's output without and with its batch"
+        )
+    return y.to(clean.device)
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """Sum ``(B, *y_shape)`` to ``(B,)``."""
+    dtype = terms.dtype if terms.device.type == "mps" else torch.float64
+    return terms.reshape(terms.shape[0], -1).sum(1, dtype=dtype)
+
+
+def _cholesky(covariance: list[list[float]] | str | Tensor) -> Tensor:
+    R = array_argument(covariance, "covariance")
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or not torch.allclose(R, R.T, rtol=1e-6, atol=0):
+        raise ValueError(f"covariance has shape {tuple(R.shape)}; allowed is a symmetric matrix (m, m)")
+    L: Tensor
+    L, info = torch.linalg.cholesky_ex((R + R.T) / 2)
+    if int(info):
+        smallest = float(torch.linalg.eigvalsh(R).min())
+        raise ValueError(f"covariance has an eigenvalue {smallest:.3g}; all must be positive")
+    return L

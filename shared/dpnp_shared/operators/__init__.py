@@ -1,0 +1,25 @@
+"""Forward operators ``A`` of measurements ``y = A(x)`` + noise, one file a kind."""
+
+from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operator, as_operator
+from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur
+from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
+from dpnp_shared.operators.matrix import MatrixOperator
+from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
+from dpnp_shared.operators.quantisation import DitheredQuantisation
+from dpnp_shared.operators.super_resolution import SuperResolution
+
+__all__ = [
+    "BoxInpainting",
+    "CircularConvolution",
+    "DitheredQuantisation",
+    "FunctionOperator",
+    "GaussianBlur",
+    "Inpainting",
+    "LinearOperator",
+    "MatrixOperator",
+    "Operator",
+    "PhaseRetrieval",
+    "RandomInpainting",
+    "SuperResolution",
+    "as_operator",
+]
