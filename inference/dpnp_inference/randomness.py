@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -11,10 +11,15 @@ from torch import Tensor
 from dpnp_shared.randomness import derive_seed
 
 
+Draw = Callable[..., Tensor]
+BLOCK = 4096
+
+
 class ChainGenerators:
     """Random numbers for a batch of chains, each from its own stream seeded by ``(seed, chain index)``.
 
-    Numbers are drawn on the CPU and then moved, so that they are the same on every device.
+    Numbers are drawn on the CPU and then moved, so that they are the same on every device. They are drawn in blocks, so that
+    thousands of chains of small images cost little.
 
     Args:
         seed: the user's seed, not negative.
@@ -23,6 +28,7 @@ class ChainGenerators:
 
     def __init__(self, seed: int, chains: Iterable[int]) -> None:
         self.generators = [torch.Generator().manual_seed(derive_seed(seed, chain)) for chain in chains]
+        self._blocks: dict[tuple[Draw, torch.dtype], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -35,13 +41,19 @@ class ChainGenerators:
         """
         if x.shape[0] != len(self):
             raise ValueError(f"x holds {x.shape[0]} chains, there are {len(self)} generators")
-        noise = torch.empty(x.shape, dtype=x.dtype)
-        for row, generator in zip(noise, self.generators, strict=True):
-            torch.randn(row.shape, generator=generator, dtype=x.dtype, out=row)
+        noise = self._take(torch.randn, x[0].numel(), x.dtype).reshape(x.shape)
         if x.is_complex():
-            noise *= math.sqrt(2)  # PyTorch's complex normal has variance 1/2 in each part
+            noise = noise * math.sqrt(2)  # PyTorch's complex normal has variance 1/2 in each part
         return noise.to(x.device)
 
     def uniform(self, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """One uniform number in [0, 1) a chain, ``(B,)``."""
-        return torch.cat([torch.rand(1, generator=g, dtype=dtype) for g in self.generators]).to(device)
+        return self._take(torch.rand, 1, dtype).flatten().to(device)
+
+    def _take(self, draw: Draw, n: int, dtype: torch.dtype) -> Tensor:
+        """The next ``n`` numbers of each chain, ``(B, n)``."""
+        block = self._blocks.get((draw, dtype))
+        if block is None or block.shape[1] < n:
+            block = torch.stack([draw(max(n, BLOCK), generator=g, dtype=dtype) for g in self.generators])
+        taken, self._blocks[draw, dtype] = block[:, :n], block[:, n:]
+        return taken

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from dpnp_shared.networks import UNet
+
+
+def small(channels: int = 1, **kwargs) -> UNet:
+    torch.manual_seed(0)
+    network = UNet(channels, widths=(8, 12), blocks=1, attention=(1,), head_channels=4, embedding=16, **kwargs)
+    for parameter in network.parameters():  # wake the branches that start at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 28, 28), (2, 3, 16, 24), (3, 5, 7, 9), (1, 2, 1, 3)])
+def test_output_has_the_input_shape(shape):
+    x = torch.randn(shape)
+    y = small(shape[1])(x, torch.randn(shape[0]))
+    assert y.shape == x.shape
+    assert torch.isfinite(y).all()
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    network = small()
+    x, t = torch.randn(4, 1, 10, 10), torch.randn(4)
+    torch.testing.assert_close(network(x, t)[2:3], network(x[2:3], t[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_noise_level_and_attention_reach_the_output():
+    network = small()
+    x = torch.randn(1, 1, 16, 16)
+    assert not torch.allclose(network(x, torch.tensor([0.0])), network(x, torch.tensor([1.0])))
+    moved = x.clone()
+    moved[0, 0, 0, 0] += 10.0
+    difference = (network(moved, torch.zeros(1)) - network(x, torch.zeros(1))).abs()
+    assert float(difference[0, 0, -1, -1]) > 1e-6
+
+
+def test_a_new_network_is_zero_and_trains():
+    torch.manual_seed(0)
+    network = UNet(1, widths=(8, 8), blocks=1, attention=(), embedding=8)
+    x = torch.randn(2, 1, 8, 8)
+    assert float(network(x, torch.zeros(2)).abs().max()) == 0.0
+    loss = (network(x, torch.zeros(2)) - x).square().mean()
+    loss.backward()
+    assert float(network.head[2].weight.grad.abs().max()) > 0
+
+
+def test_dropout_only_in_training():
+    network = small(dropout=0.5)
+    x, t = torch.randn(1, 1, 8, 8), torch.zeros(1)
+    assert torch.equal(network(x, t), network(x, t))
+    network.train()
+    assert not torch.equal(network(x, t), network(x, t))
+
+
+def test_hyperparameters_rebuild_the_network():
+    network = small(dropout=0.1)
+    twin = UNet(**network.hyperparameters)
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"channels": 0}, "channels"),
+        ({"widths": []}, "widths"),
+        ({"blocks": [1, 2]}, "blocks"),
+        ({"attention": [3]}, "attention"),
+        ({"head_channels": 7}, "head_channels"),
+        ({"embedding": 3}, "embedding"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        UNet(**arguments)
+
+
+def test_wrong_channels_are_named():
+    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\)"):
+        small()(torch.zeros(1, 3, 8, 8), torch.zeros(1))
