@@ -1,14 +1,12 @@
-r"""Exponential integrators that carry a noisy image from a large noise level to a small one.
+r"""Exponential integrators of the probability flow, which carry a noisy image from a large noise level to a small one.
 
-All of them see a denoiser :math:`x, \sigma \mapsto D(x; \sigma)` of *some* distribution and a decreasing list of noise
+They see a denoiser :math:`x, \sigma \mapsto D(x; \sigma)` of *some* distribution and a decreasing list of noise
 levels; they know nothing of priors or posteriors. With :math:`h = \ln(\sigma_{i}/\sigma_{i+1})`, the data-prediction update is
 
-.. math:: x \leftarrow e^{-h} x + (1 - e^{-h})\,\tilde D \qquad\text{(probability flow)}
-.. math:: x \leftarrow e^{-2h} x + (1 - e^{-2h})\,\tilde D + \sigma_{i+1} \sqrt{1 - e^{-2h}}\, w \qquad\text{(stochastic)}
+.. math:: x \leftarrow e^{-h} x + (1 - e^{-h})\,\tilde D
 
-where :math:`\tilde D = D_i` at first order (DDIM, ancestral DDPM) and
-:math:`\tilde D = D_i + \frac{h}{2 h_{prev}} (D_i - D_{i-1})` at second order (DPM-Solver++ 2M and its SDE form;
-Lu et al. 2022, arXiv 2211.01095, algorithm 2 and section 5).
+where :math:`\tilde D = D_i` at first order (DDIM) and :math:`\tilde D = D_i + \frac{h}{2 h_{prev}} (D_i - D_{i-1})` at second order
+(DPM-Solver++ 2M; Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 """
 
 from __future__ import annotations
@@ -56,7 +54,6 @@ def solve(
     sigmas: Sequence[float],
     *,
     order: int = 2,
-    noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Integrate from ``sigmas[0]`` to ``sigmas[-1]``, one call of ``denoise`` a step.
 
@@ -65,7 +62,6 @@ def solve(
         x: ``(B, C, H, W)``, distributed as data plus noise of level ``sigmas[0]``.
         sigmas: decreasing noise levels, in image units; the last one may be 0.
         order: 1 or 2.
-        noise: draws standard normal noise shaped like ``x``; given, the stochastic form is used.
 
     Returns:
         ``(B, C, H, W)`` at noise level ``sigmas[-1]``.
@@ -83,11 +79,8 @@ def solve(
         d_tilde = d
         if order == 2 and d_prev is not None and math.isfinite(h):
             d_tilde = d + (d - d_prev) * (h / (2 * h_prev))
-        power = 2 if noise is not None else 1
-        decay = math.exp(-power * h)
+        decay = math.exp(-h)
         x = decay * x + (1 - decay) * d_tilde
-        if noise is not None and sigma_next > 0:
-            x = x + sigma_next * math.sqrt(1 - decay) * noise()
         d_prev, h_prev = d, h
     return x
 

@@ -54,7 +54,7 @@ def exact():
 @pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize(
     ("dds", "factor"),
-    [(DDSDDPM(30), 2.0), (DDSDDIM(20), 2.0), (DDSDDPM(100, order=1), 2.0), (DDSDDIM(60, order=1), 2.0)],
+    [(DDSDDPM(24), 2.0), (DDSDDIM(20), 2.0), (DDSDDPM(100, order=1), 2.0), (DDSDDIM(60, order=1), 2.0)],
     ids=["ddpm-2", "ddim-2", "ddpm-1", "ddim-1"],
 )
 def test_law_is_the_exact_denoising_posterior(dds, factor, eta, exact):

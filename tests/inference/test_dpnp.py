@@ -39,7 +39,7 @@ def check_moments(samples: torch.Tensor, posterior) -> None:
     assert bool(((products.mean(0) - covariance).abs() < 4.5 * error).all())
 
 
-@pytest.mark.parametrize("dds", [DDSDDPM(15), DDSDDIM(12)], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("dds", [DDSDDPM(20), DDSDDIM(12)], ids=["ddpm", "ddim"])
 @pytest.mark.parametrize(
     "proximal",
     [ClosedForm(exact_splitting=False), PerturbAndSolve(), MALA(steps=6, warmup=30)],
@@ -53,7 +53,7 @@ def test_fixed_eta_gives_the_posterior_of_the_widened_noise(prior, proximal, dds
     check_moments(posterior.flat, prior.posterior(model(), Y, extra_noise=eta))
 
 
-@pytest.mark.parametrize("dds", [DDSDDPM(15), DDSDDIM(12)], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("dds", [DDSDDPM(20), DDSDDIM(12)], ids=["ddpm", "ddim"])
 def test_exact_splitting_gives_the_posterior_itself(dds):
     # ‖A‖ is 1.2: at η = 0.4 the noise of 0.5 is just above η ‖A‖, where splitting without correction is far off
     dpnp = DPnP(MIXTURE, model(), dds=dds, proximal=ClosedForm(), annealing=fixed(0.4, 15), dtype=torch.float64)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 from torchvision.transforms.v2 import functional as TF  # noqa: N812 - torchvision's own convention
 
 from dpnp_shared.randomness import derive_seed
@@ -87,7 +87,7 @@ class ImageData(L.LightningDataModule):
         workers: loader processes.
         name: title of the prior's card.
         license: licence of the data, for the card.
-        seed: of the held-out choice.
+        seed: of the order of the images and of the held-out choice.
 
     Raises:
         ValueError: an argument out of range, or data that does not fit; names the first offending image.
@@ -170,19 +170,29 @@ class ImageData(L.LightningDataModule):
         return self._description
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Shuffled batches ``(B, C, H, W)`` in [-1, 1]; the last incomplete one is dropped."""
+        """Batches ``(B, C, H, W)`` in [-1, 1], shuffled anew each epoch; the last incomplete one is dropped."""
         length = len(self.train_set)  # type: ignore[arg-type]
-        return self._loader(self.train_set, shuffle=True, drop_last=length >= self.batch_size)
+        return self._loader(self.train_set, self._sampler(), drop_last=length >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Batches in order."""
-        return self._loader(self.validation_set, shuffle=False, drop_last=False)
+        return self._loader(self.validation_set, None, drop_last=False)
 
-    def _loader(self, data: Dataset[Tensor], *, shuffle: bool, drop_last: bool) -> DataLoader[Tensor]:
+    def _sampler(self) -> Sampler[int]:
+        """An order that depends on seed and epoch only, so that a resumed training sees the images as an uninterrupted one does."""
+        trainer = self.trainer
+        return DistributedSampler(
+            self.train_set,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=derive_seed(self.seed) % 2**31,
+        )
+
+    def _loader(self, data: Dataset[Tensor], sampler: Sampler[int] | None, *, drop_last: bool) -> DataLoader[Tensor]:
         return DataLoader(
             data,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            sampler=sampler,
             drop_last=drop_last,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -230,8 +240,8 @@ class Images(Dataset[Tensor]):
                     f"source = {source!r} holds {first.dtype} values, whose range is not known; give value_range, "
                     f"for example [{float(first.min()):g}, {float(first.max()):g}] (the first image's)"
                 )
-            value_range = (0.0, INTEGER_RANGES[first.dtype])
-        self.source_range = value_range
+        self.dtype = first.dtype if value_range is None else None
+        self.source_range = value_range if value_range is not None else (0.0, INTEGER_RANGES[first.dtype])
         self._shape: tuple[int, ...] | None = None
         c, h, w = self[0].shape
         self.image_shape = (c, h, w)
@@ -242,7 +252,13 @@ class Images(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         low, high = self.source_range
-        x = torch.from_numpy(self._array(index).astype(np.float32))
+        array = self._array(index)
+        if self.dtype is not None and array.dtype != self.dtype:
+            raise ValueError(
+                f"image {index} of {self.source!r} holds {array.dtype} values, the first {self.dtype}; "
+                "give the value_range that is common to all"
+            )
+        x = torch.from_numpy(array.astype(np.float32))
         x = 2 * (x - low) / (high - low) - 1
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"image {index} of {self.source!r} contains values that are not finite")
