@@ -29,7 +29,7 @@ def test_training_config_takes_a_step(config, tmp_path, monkeypatch):
     small = {
         "data.source": "x.npy", "data.validation_split": "null", "data.batch_size": 2, "data.workers": 0,
         "data.size": 16, "trainer.max_steps": 1, "trainer.accelerator": "cpu", "trainer.devices": 1,
-        "trainer.limit_val_batches": 1, "trainer.default_root_dir": "run", "trainer.enable_progress_bar": "false",
+        "trainer.limit_val_batches": 1, "trainer.default_root_dir": "run",
     }  # fmt: skip
     main(["fit", "--config", str(config), *(f"--{key}={value}" for key, value in small.items())])
     checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
@@ -42,6 +42,12 @@ def test_inference_config_draws(config, tmp_path, monkeypatch):
     from dpnp_inference.cli import main
 
     monkeypatch.chdir(ROOT)
-    few = ["--annealing", "dpnp_inference.Annealing", "--annealing.constant=0", "--annealing.decay=2", "--annealing.final=0"]
+    few = [
+        "--annealing",
+        "dpnp_inference.Annealing",
+        "--annealing.constant=0",
+        "--annealing.decay=2",
+        "--annealing.final=0",
+    ]
     main(["--config", str(config), *few, "--chains", "2", "--output", str(tmp_path / "out"), "--device", "cpu"])
     assert (tmp_path / "out" / "picture.png").is_file()

@@ -124,7 +124,7 @@ def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations
     v, norm = generator.normal_like(x), 0.0
     for _ in range(iterations):
         v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-        _, jv = torch.autograd.functional.jvp(operator, x, v)
-        _, v = torch.autograd.functional.vjp(operator, x, jv)
+        _, jv = torch.autograd.functional.jvp(operator, x, v)  # type: ignore[no-untyped-call]
+        _, v = torch.autograd.functional.vjp(operator, x, jv)  # type: ignore[no-untyped-call]
         norm = math.sqrt(float(v.norm()))
     return norm

@@ -124,6 +124,7 @@ def _parser() -> ArgumentParser:
     set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text)))
     parser = ArgumentParser(
         prog="dpnp-reconstruct",
+        usage="dpnp-reconstruct [--config FILE] [options]; --help lists the options",
         parser_mode="dpnp_yaml",
         description="Draw from the posterior of an image. Without arguments: the bundled demo.",
     )
@@ -142,7 +143,9 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
     """One run, from the settings to the folder."""
     demo = settings.measurement is None and settings.image is None
     if settings.measurement is not None and settings.image is not None:
-        raise ValueError("measurement and image were both given; give a measurement, or a clean image to simulate one from")
+        raise ValueError(
+            "measurement and image were both given; give a measurement, or a clean image to simulate one from"
+        )
     device = _device(settings.device)
     prior = Prior.from_pretrained(settings.prior, trusted_modules=settings.trusted_modules or ())
     card = prior.card
@@ -179,7 +182,10 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
             dtype=dtype,
         )
         log.info(
-            "%d iterations, eta from %.3g to %.3g, %d chains", len(dpnp.schedule), *_ends(dpnp.schedule), settings.chains
+            "%d iterations, eta from %.3g to %.3g, %d chains",
+            len(dpnp.schedule),
+            *_ends(dpnp.schedule),
+            settings.chains,
         )
         with ProgressBar() as progress:
             posterior = dpnp.sample(
@@ -266,12 +272,18 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path)
     calls, seconds = record["network_calls"], record["seconds"]
     print(f"{record['chains']} chains, {record['draws']} draws each, {calls} network calls, {seconds:.1f} s")
     if "psnr" in scores:
-        print(f"PSNR of the mean {scores['psnr']:.2f} dB" + (f", SSIM {scores['ssim']:.3f}" if "ssim" in scores else ""))
+        print(
+            f"PSNR of the mean {scores['psnr']:.2f} dB" + (f", SSIM {scores['ssim']:.3f}" if "ssim" in scores else "")
+        )
     if "coverage" in scores:
         unseen = f" (unseen pixels {scores['coverage_unseen']:.1%})" if "coverage_unseen" in scores else ""
         print(f"{scores['level']:.0%} intervals cover {scores['coverage']:.1%} of the pixels{unseen}")
     if record["convergence"] is not None:
-        print("R-hat {r_hat:.3f}, bulk ESS {ess_bulk:.0f}, tail ESS {ess_tail:.0f} (worst pixel)".format(**record["convergence"]))
+        print(
+            "R-hat {r_hat:.3f}, bulk ESS {ess_bulk:.0f}, tail ESS {ess_tail:.0f} (worst pixel)".format(
+                **record["convergence"]
+            )
+        )
     print(f"picture: {output / 'picture.png'}")
 
 

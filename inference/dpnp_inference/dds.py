@@ -6,6 +6,7 @@ order, which needs fewer network calls for the same error.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -81,7 +82,7 @@ class DDSDDPM:
         denoiser.check_sigma(eta)
         sigmas = [eta * math.sin(theta) for theta in angles(self.calls, self.power, denoiser.sigma_min / eta)]
         x, slope = z, _Slope(self.order)
-        for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, sigma_next in itertools.pairwise(sigmas):
             epsilon, h = (x - denoiser(x, sigma)) / sigma, sigma_next - sigma
             w = generator.normal_like(x)
             x = x + 2 * h * slope(epsilon, h) + math.sqrt(sigma**2 - sigma_next**2) * w
@@ -127,7 +128,7 @@ class DDSDDIM:
         thetas = angles(self.calls, self.power, denoiser.sigma_min / eta)
         v = generator.normal_like(z)
         slope = _Slope(self.order)
-        for theta, theta_next in zip(thetas, thetas[1:], strict=False):
+        for theta, theta_next in itertools.pairwise(thetas):
             x, sigma = z + eta * math.cos(theta) * v, eta * math.sin(theta)
             epsilon, h = (x - denoiser(x, sigma)) / sigma, theta_next - theta
             v = v + h * slope(epsilon, h)
@@ -149,7 +150,7 @@ class _Slope:
 
 
 def angles(calls: int, power: float, sine_min: float = 0.0) -> list[float]:
-    r"""Steps from π/2 to 0: :math:`\theta_i = \frac{\pi}{2} (1 - i/N)^p`, so that the noise levels are :math:`\sigma_i = \eta \sin\theta_i`.
+    r"""Steps from π/2 to 0, :math:`\theta_i = \frac{\pi}{2} (1 - i/N)^p`, with noise levels :math:`\sigma_i = \eta \sin\theta_i`.
 
     Levels close to η are close together, where the flow decides between modes, and so are small ones for ``power`` above 1.
 

@@ -85,7 +85,9 @@ def to_image_units(x: Tensor, card: PriorCard) -> Tensor:
     return low + (high - low) * x.to(torch.float32) / INTEGER_TOPS[x.dtype]
 
 
-def read_image(file: str | Path, index: int, image_shape: tuple[int, int, int], card: PriorCard, key: str | None) -> Tensor:
+def read_image(
+    file: str | Path, index: int, image_shape: tuple[int, int, int], card: PriorCard, key: str | None
+) -> Tensor:
     """One clean image in the prior's units.
 
     Args:
@@ -107,7 +109,9 @@ def read_image(file: str | Path, index: int, image_shape: tuple[int, int, int], 
             stack = x.reshape(-1, *image_shape)
             break
     else:
-        raise ValueError(f"{file} has shape {tuple(x.shape)}; the prior takes {image_shape} (C, H, W) or a stack of them")
+        raise ValueError(
+            f"{file} has shape {tuple(x.shape)}; the prior takes {image_shape} (C, H, W) or a stack of them"
+        )
     if not 0 <= index < len(stack):
         raise ValueError(f"index = {index}; {file} holds {len(stack)} images")
     image = to_image_units(stack[index], card)
@@ -132,7 +136,9 @@ def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
         if not (target / MARKER).is_file():
             raise FileExistsError(f"output = {str(target)!r} exists and is not the folder of a run; choose another")
         if not overwrite:
-            raise FileExistsError(f"output = {str(target)!r} holds a run already; choose another folder or pass --overwrite true")
+            raise FileExistsError(
+                f"output = {str(target)!r} holds a run already; choose another folder or pass --overwrite true"
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -25,11 +25,13 @@ def ssim(x: Tensor, truth: Tensor, value_range: tuple[float, float]) -> float:
         raise ValueError(f"SSIM needs images of at least 11 x 11 pixels, got {tuple(x.shape)}")
     low, high = value_range
     value = structural_similarity_index_measure(x.clamp(low, high)[None], truth[None], data_range=high - low)
-    assert isinstance(value, Tensor)  # noqa: S101 - narrows the type: no full image was asked for
+    assert isinstance(value, Tensor)
     return float(value)
 
 
-def coverage(posterior: Posterior, truth: Tensor, level: float = 0.9, where: Tensor | None = None) -> tuple[float, float]:
+def coverage(
+    posterior: Posterior, truth: Tensor, level: float = 0.9, where: Tensor | None = None
+) -> tuple[float, float]:
     """How often the order-statistic interval of a pixel contains the truth.
 
     Args:

@@ -49,7 +49,9 @@ class Posterior:
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 5 or 0 in self.samples.shape:
-            raise ValueError(f"samples has shape {tuple(self.samples.shape)}; needed is (chains, draws, C, H, W), none empty")
+            raise ValueError(
+                f"samples has shape {tuple(self.samples.shape)}; needed is (chains, draws, C, H, W), none empty"
+            )
 
     @property
     def flat(self) -> Tensor:
@@ -101,7 +103,9 @@ class Posterior:
         n = len(self.flat)
         k = math.floor((n + 1) * (1 - level) / 2 + 1e-9)
         if k < 1:
-            raise ValueError(f"{n} draws are too few for level = {level}; at least {math.ceil(2 / (1 - level) - 1e-9) - 1} are needed")
+            raise ValueError(
+                f"{n} draws are too few for level = {level}; at least {math.ceil(2 / (1 - level) - 1e-9) - 1} are needed"
+            )
         low = self.flat.kthvalue(k, dim=0).values
         high = self.flat.kthvalue(n + 1 - k, dim=0).values
         return Interval(low, high, (n + 1 - 2 * k) / (n + 1), k)
@@ -157,7 +161,9 @@ class Posterior:
         folder = Path(directory)
         for name in (SAMPLES, DIAGNOSTICS):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is missing; a posterior's folder holds {SAMPLES} and {DIAGNOSTICS}")
+                raise FileNotFoundError(
+                    f"{folder / name} is missing; a posterior's folder holds {SAMPLES} and {DIAGNOSTICS}"
+                )
         diagnostics = json.loads((folder / DIAGNOSTICS).read_text(encoding="utf-8"))
         return cls(load_file(folder / SAMPLES)["samples"], diagnostics)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dpnp_shared.randomness import derive_seed
 
-
 Draw = Callable[..., Tensor]
 BLOCK = 4096
 

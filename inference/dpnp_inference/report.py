@@ -74,8 +74,8 @@ def draw_picture(
 
 def _as_picture(image: Tensor, style: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
     """``(C, H, W)`` as matplotlib wants it: RGB for three channels, the channels' mean otherwise."""
-    array = image.detach().float().cpu()
+    array = image.detach().float().cpu().numpy()
     if array.shape[0] == 3 and style["cmap"] == "gray":
         low, high = style["vmin"], style["vmax"]
-        return ((array - low) / (high - low)).clamp(0, 1).movedim(0, -1).numpy()
-    return array.mean(0).numpy()
+        return np.asarray(np.clip((np.moveaxis(array, 0, -1) - low) / (high - low), 0, 1))
+    return np.asarray(array.mean(0))

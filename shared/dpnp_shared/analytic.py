@@ -51,9 +51,7 @@ class GaussianPrior(Denoiser):
         d = math.prod(self.image_shape)
         m, C = array_argument(mean, "mean"), array_argument(covariance, "covariance")
         if tuple(C.shape) not in ((), (d,), (d, d)):
-            raise ValueError(
-                f"covariance has shape {tuple(C.shape)}; allowed are a number, ({d},) and ({d}, {d})"
-            )
+            raise ValueError(f"covariance has shape {tuple(C.shape)}; allowed are a number, ({d},) and ({d}, {d})")
         vectors = None
         if C.ndim == 2:
             if not torch.allclose(C, C.T, rtol=1e-6, atol=1e-8 * float(C.abs().max())):
@@ -88,9 +86,7 @@ class GaussianPrior(Denoiser):
             r = r @ self.eigenvectors.to(r.dtype)
         return -0.5 * (r**2 / total + (2 * math.pi * total).log()).sum(1)
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | None, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
         """Draw from the prior.
 
         Args:
@@ -104,9 +100,7 @@ class GaussianPrior(Denoiser):
         x = self.mean + _root_mul(self._root(), _normal((n, self.mean.numel()), generator, self.mean))
         return x.reshape(n, *self.image_shape).to(dtype or torch.get_default_dtype())
 
-    def posterior(
-        self, forward_model: ForwardModel, y: Tensor, extra_noise: float = 0.0
-    ) -> LinearGaussianPosterior:
+    def posterior(self, forward_model: ForwardModel, y: Tensor, extra_noise: float = 0.0) -> LinearGaussianPosterior:
         """Exact posterior; see :class:`LinearGaussianPosterior` for arguments and errors."""
         log_weights = self.mean.new_zeros(1)
         return LinearGaussianPosterior(
@@ -117,9 +111,9 @@ class GaussianPrior(Denoiser):
         """Eigenvalues of ``C + sigma^2 I``, ``(1 or B, d)``, and ``x - m`` ``(B, d)``."""
         self.check_sigma(sigma)
         _check_images(x, self.image_shape)
-        return self.eigenvalues.to(x.dtype) + expand_sigma(sigma, x).flatten(1) ** 2, x.flatten(
-            1
-        ) - self.mean.to(x.dtype)
+        return self.eigenvalues.to(x.dtype) + expand_sigma(sigma, x).flatten(1) ** 2, x.flatten(1) - self.mean.to(
+            x.dtype
+        )
 
     def _in_eigenbasis(self, multiplier: Tensor, r: Tensor) -> Tensor:
         if self.eigenvectors is None:
@@ -164,9 +158,7 @@ class GaussianMixturePrior(Denoiser):
         d = math.prod(self.image_shape)
         m = array_argument(means, "means")
         if m.ndim not in (2, 4) or m.numel() == 0 or tuple(m.shape[1:]) not in ((d,), self.image_shape):
-            raise ValueError(
-                f"means has shape {tuple(m.shape)}; allowed are (K, {d}) and (K, *{self.image_shape})"
-            )
+            raise ValueError(f"means has shape {tuple(m.shape)}; allowed are (K, {d}) and (K, *{self.image_shape})")
         m = m.reshape(-1, d)
         w = (
             m.new_full((len(m),), 1 / len(m))
@@ -185,9 +177,7 @@ class GaussianMixturePrior(Denoiser):
         self.register_buffer("means", m)
         self.register_buffer("log_weights", w.log())
         self.register_buffer("mean", w @ m)
-        M = w.sqrt()[:, None] * (
-            m - self.mean
-        )  # M^T M is the covariance of the means; M M^T has its eigenvalues
+        M = w.sqrt()[:, None] * (m - self.mean)  # M^T M is the covariance of the means; M M^T has its eigenvalues
         between = torch.linalg.eigvalsh(M.T @ M if d <= len(m) else M @ M.T)[-1]
         self.sigma_min, self.sigma_max = 0.0, math.inf
         self.spread = math.sqrt(self.variance + max(float(between), 0.0))
@@ -211,17 +201,13 @@ class GaussianMixturePrior(Denoiser):
         square = ((flat - self.mean.to(x.dtype)) ** 2).sum(1)
         return logits.logsumexp(1) - square / (2 * total) - 0.5 * flat.shape[1] * (2 * math.pi * total).log()
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | None, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
         """Draw ``(n, C, H, W)`` from the prior; arguments as in :meth:`GaussianPrior.sample`."""
         means = self.means[_categorical(self.log_weights.exp(), n, generator)]
         x = means + math.sqrt(self.variance) * _normal(means.shape, generator, means)
         return x.reshape(n, *self.image_shape).to(dtype or torch.get_default_dtype())
 
-    def posterior(
-        self, forward_model: ForwardModel, y: Tensor, extra_noise: float = 0.0
-    ) -> LinearGaussianPosterior:
+    def posterior(self, forward_model: ForwardModel, y: Tensor, extra_noise: float = 0.0) -> LinearGaussianPosterior:
         """Exact posterior; see :class:`LinearGaussianPosterior` for arguments and errors."""
         root = self.means.new_tensor(math.sqrt(self.variance))
         return LinearGaussianPosterior(
@@ -309,9 +295,7 @@ class LinearGaussianPosterior:
         deviation: Tensor = self._update(self._means) - self.mean.flatten()  # (K, d)
         return C - self._G @ (self._A @ C) + (self.weights[:, None] * deviation).T @ deviation
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | None, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
         r"""Draw ``(n, C, H, W)``; arguments as in :meth:`GaussianPrior.sample`.
 
         By Matheron's rule: :math:`x + G(y - Ax - \varepsilon)` with :math:`x` from the prior's component and
@@ -345,9 +329,7 @@ def _broadcast(value: Tensor, image_shape: tuple[int, int, int], name: str) -> T
     try:
         return value.broadcast_to(image_shape).flatten().clone()
     except RuntimeError as error:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; it must broadcast to {image_shape}"
-        ) from error
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must broadcast to {image_shape}") from error
 
 
 def _check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:

@@ -49,7 +49,8 @@ class Denoiser(nn.Module, ABC):
         Returns:
             :math:`\nabla \log p_\sigma(x)`, shaped like ``x``.
         """
-        return (self(x, sigma) - x) / expand_sigma(sigma, x) ** 2
+        denoised: Tensor = self(x, sigma)
+        return (denoised - x) / expand_sigma(sigma, x) ** 2
 
     def check_sigma(self, sigma: float | Tensor) -> None:
         """Refuse a noise level outside of ``[sigma_min, sigma_max]``.

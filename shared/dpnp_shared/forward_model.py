@@ -44,8 +44,15 @@ class ForwardModel(nn.Module):
 
         Returns:
             ``(B, *y_shape)``.
+
+        Raises:
+            ValueError: the operator's output is not finite.
         """
-        return self.noise.sample(self.operator(x), generator)
+        clean: Tensor = self.operator(x)
+        bad = int((~clean.isfinite()).sum())
+        if bad:
+            raise ValueError(f"the operator gave {bad} entries of {clean.numel()} that are not finite")
+        return self.noise.sample(clean, generator)
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Exact :math:`\log p(y \mid x)`, constants included.
@@ -68,9 +75,7 @@ class ForwardModel(nn.Module):
                 "its first dimension must be the batch"
             )
         if y.shape not in (clean.shape[1:], clean.shape):
-            raise ValueError(
-                f"y has shape {tuple(y.shape)}; the operator gives {tuple(clean.shape[1:])} for one image"
-            )
+            raise ValueError(f"y has shape {tuple(y.shape)}; the operator gives {tuple(clean.shape[1:])} for one image")
         log_prob = self.noise.log_prob(y, clean)
         if log_prob.shape != x.shape[:1]:
             raise ValueError(
@@ -105,9 +110,7 @@ class ForwardModel(nn.Module):
             raise TypeError(f"y is a {type(y).__name__}; it must be a torch.Tensor")
         nan, infinite = int(y.isnan().sum()), int(y.isinf().sum())
         if nan or infinite:
-            raise ValueError(
-                f"y holds {nan} NaN and {infinite} infinite entries of {y.numel()}; all must be finite"
-            )
+            raise ValueError(f"y holds {nan} NaN and {infinite} infinite entries of {y.numel()}; all must be finite")
         blank = torch.zeros(
             2, *check_image_shape(image_shape), dtype=dtype, device=y.device if device is None else device
         )
@@ -125,9 +128,7 @@ class ForwardModel(nn.Module):
                 f"gives {tuple(clean.shape[1:])}. y is one measurement, without a batch dimension"
             )
         if y.is_complex() != clean.is_complex():
-            raise TypeError(
-                f"y has dtype {y.dtype}, the operator's output {clean.dtype}; one of them is complex"
-            )
+            raise TypeError(f"y has dtype {y.dtype}, the operator's output {clean.dtype}; one of them is complex")
         bad = int((~clean.isfinite()).sum())
         if bad:
             raise ValueError(
@@ -159,8 +160,6 @@ class ForwardModel(nn.Module):
         device = next(self.buffers()).device
         columns = self.operator(torch.eye(c * h * w, dtype=torch.float64, device=device).reshape(-1, c, h, w))
         if columns.is_complex():
-            raise TypeError(
-                f"the operator's output has dtype {columns.dtype}; a closed form needs a real one"
-            )
+            raise TypeError(f"the operator's output has dtype {columns.dtype}; a closed form needs a real one")
         A = columns.reshape(c * h * w, -1).T.contiguous()
         return A, self.noise.covariance_matrix(columns.shape[1:])

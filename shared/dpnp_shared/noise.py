@@ -82,9 +82,7 @@ class GaussianNoise(Noise):
     ) -> None:
         super().__init__()
         if (sigma is None) == (covariance is None):
-            raise TypeError(
-                f"give either sigma or covariance, got sigma = {sigma} and covariance = {covariance}"
-            )
+            raise TypeError(f"give either sigma or covariance, got sigma = {sigma} and covariance = {covariance}")
         std = None if sigma is None else array_argument(sigma, "sigma")
         if std is not None and not bool((std > 0).all()):
             raise ValueError(f"sigma = {float(std.min())}; allowed are positive numbers")
@@ -150,9 +148,7 @@ class GaussianNoise(Noise):
         """
         y = _match(y, clean)
         if y.is_complex() != clean.is_complex():
-            raise TypeError(
-                f"y has dtype {y.dtype}, the noiseless measurement {clean.dtype}; one of them is complex"
-            )
+            raise TypeError(f"y has dtype {y.dtype}, the noiseless measurement {clean.dtype}; one of them is complex")
         z = self.whiten(y.to(clean.dtype) - clean)
         square = z.real**2 + z.imag**2 if z.is_complex() else z**2
         parts = 2 if z.is_complex() else 1

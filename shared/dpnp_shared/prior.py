@@ -106,7 +106,9 @@ class PriorCard:
         table = "\n".join(f"| {key} | {value} |" for key, value in rows)
         header = "---\nlibrary_name: dpnp-imaging\ntags: [diffusion, score-based, inverse-problems, prior]\n---\n\n"
         text = f"{header}# {self.name}\n\nAn unconditional score network for posterior sampling with DPnP.\n\n| | |\n|---|---|\n{table}\n"
-        usage = "\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained('path/to/this/folder')\n```\n"
+        usage = (
+            "\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained('path/to/this/folder')\n```\n"
+        )
         return text + usage + (f"\n{self.notes.strip()}\n" if self.notes else "")
 
 
@@ -250,7 +252,8 @@ def denoise(network: nn.Module, preconditioning: Preconditioning, x: Tensor, sig
     c = preconditioning.coefficients(level)
     dtype = next(network.parameters()).dtype
     noise = c.c_noise.flatten().expand(x.shape[0]).to(dtype)
-    return c.c_skip * x + c.c_out * network((c.c_in * x).to(dtype), noise).to(x.dtype)
+    output: Tensor = network((c.c_in * x).to(dtype), noise)
+    return c.c_skip * x + c.c_out * output.to(x.dtype)
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -294,7 +297,9 @@ def locate(name: str) -> Path:
         if (root / name / CONFIG).is_file():
             return root / name
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise PriorError(f"prior {name!r}: no such folder, no bundled prior of that name, and not a Hub id 'organisation/name'")
+        raise PriorError(
+            f"prior {name!r}: no such folder, no bundled prior of that name, and not a Hub id 'organisation/name'"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -310,7 +315,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise PriorError(f"{file} is missing; a prior's folder holds {CONFIG}, {WEIGHTS} and {README}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PriorError(f"{file} is not valid JSON: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else None

@@ -11,6 +11,7 @@ where :math:`\tilde D = D_i` at first order (DDIM) and :math:`\tilde D = D_i + \
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -40,7 +41,9 @@ def karras_levels(sigma_max: float, sigma_min: float, steps: int, rho: float = 7
     if steps < 1:
         raise ValueError(f"steps = {steps}; at least 1 is needed")
     if not 0 < sigma_min <= sigma_max < math.inf:
-        raise ValueError(f"sigma_min = {sigma_min}, sigma_max = {sigma_max}; needed is 0 < sigma_min <= sigma_max < inf")
+        raise ValueError(
+            f"sigma_min = {sigma_min}, sigma_max = {sigma_max}; needed is 0 < sigma_min <= sigma_max < inf"
+        )
     if steps == 1:
         return [sigma_max, 0.0]
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -70,10 +73,10 @@ def solve(
         ValueError: ``order`` is neither 1 nor 2, or the levels do not decrease.
     """
     check_order(order)
-    if any(not 0 <= b < a < math.inf for a, b in zip(sigmas, sigmas[1:], strict=False)):
+    if any(not 0 <= b < a < math.inf for a, b in itertools.pairwise(sigmas)):
         raise ValueError(f"sigmas must decrease and end at 0 or above, got {list(sigmas)}")
     d_prev, h_prev = None, math.inf
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         d = denoise(x, sigma)
         h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         d_tilde = d

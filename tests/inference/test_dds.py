@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -107,7 +108,7 @@ def test_angles():
     assert angles(4, 1.0) == pytest.approx([math.pi / 2 * f for f in (1, 0.75, 0.5, 0.25, 0)])
     cut = angles(50, 2.0, 0.1)
     assert math.sin(cut[-2]) == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(cut, cut[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(cut))
     assert angles(3, 2.0, 1.0) == pytest.approx([math.pi / 2, 0.0])
 
 

@@ -199,7 +199,7 @@ def test_conjugate_gradients_report_what_they_did_not_reach():
     zero, residual, _ = conjugate_gradients(lambda v: diagonal * v, 0 * b, tolerance=1e-10, most_iterations=3)
     assert float(zero.abs().max()) == 0
     assert float(residual.max()) == 0
-    model, y, x = one_problem(operators()["matrix"], GaussianNoise(1e-3))
+    _model, y, x = one_problem(operators()["matrix"], GaussianNoise(1e-3))
     sampler = PerturbAndSolve(most_iterations=1)
     with pytest.warns(RuntimeWarning, match="raise most_iterations"):
         sampler.step(

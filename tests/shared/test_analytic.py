@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
 from dpnp_shared.analytic import GaussianMixturePrior, GaussianPrior
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise
 from dpnp_shared.operators import MatrixOperator, RandomInpainting
-from jsonargparse import ArgumentParser
-from torch import Tensor
 
 SHAPE, D = (1, 2, 3), 6
 
@@ -67,9 +68,7 @@ def test_log_density_is_exact(prior, sigma):
         np.logaddexp.reduce(
             [
                 np.log(w)
-                + scipy.stats.multivariate_normal(m.numpy(), C.numpy() + noise).logpdf(
-                    point.flatten().numpy()
-                )
+                + scipy.stats.multivariate_normal(m.numpy(), C.numpy() + noise).logpdf(point.flatten().numpy())
                 for w, m, C in components(prior)
             ]
         )
@@ -91,9 +90,7 @@ def test_denoiser_is_the_posterior_mean_by_quadrature():
     # one pixel, two components: E[x0 | x0 + sigma w = x] by a fine sum over x0
     prior = GaussianMixturePrior([[-1.0], [0.8]], [0.3, 0.7], 0.05, (1, 1, 1))
     grid = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
-    density = 0.3 * scipy.stats.norm(-1.0, 0.05**0.5).pdf(grid) + 0.7 * scipy.stats.norm(0.8, 0.05**0.5).pdf(
-        grid
-    )
+    density = 0.3 * scipy.stats.norm(-1.0, 0.05**0.5).pdf(grid) + 0.7 * scipy.stats.norm(0.8, 0.05**0.5).pdf(grid)
     for sigma in (0.1, 0.5, 2.0):
         for x in (-1.3, -0.2, 0.9):
             posterior = density * scipy.stats.norm(x, sigma).pdf(grid)
@@ -107,16 +104,12 @@ def test_noise_levels_one_an_image_and_dtypes(prior):
     batch = prior(x, sigma)
     for i in range(3):
         torch.testing.assert_close(batch[i : i + 1], prior(x[i : i + 1], float(sigma[i])))
-        torch.testing.assert_close(
-            prior.score(x, sigma)[i : i + 1], prior.score(x[i : i + 1], float(sigma[i]))
-        )
+        torch.testing.assert_close(prior.score(x, sigma)[i : i + 1], prior.score(x[i : i + 1], float(sigma[i])))
     single = prior(x.float(), sigma.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), batch, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(prior(x, 0.0), x)
-    torch.testing.assert_close(
-        prior(x, 1e6), prior.mean.reshape(1, *SHAPE).expand_as(x), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(prior(x, 1e6), prior.mean.reshape(1, *SHAPE).expand_as(x), rtol=1e-4, atol=1e-4)
 
 
 def test_degenerate_directions_are_known():
@@ -150,9 +143,7 @@ def test_spread_takes_the_smaller_gram():
 
 
 MODELS = {
-    "matrix": lambda: ForwardModel(
-        MatrixOperator(normal(3, D, seed=3), SHAPE), GaussianNoise([0.2, 0.4, 0.8])
-    ),
+    "matrix": lambda: ForwardModel(MatrixOperator(normal(3, D, seed=3), SHAPE), GaussianNoise([0.2, 0.4, 0.8])),
     "tall": lambda: ForwardModel(MatrixOperator(normal(8, D, seed=3), SHAPE), GaussianNoise(0.5)),
     "inpainting": lambda: ForwardModel(RandomInpainting(SHAPE, 0.5), GaussianNoise(0.3)),
     "covariance": lambda: ForwardModel(
@@ -203,9 +194,7 @@ def test_evidence_and_mean_by_quadrature():
     evidence = float(joint.sum() * 8 / 20_000)
     posterior = prior.posterior(model, y)
     assert posterior.log_evidence == pytest.approx(math.log(evidence), rel=1e-8)
-    assert float(posterior.mean) == pytest.approx(
-        float((joint * grid.flatten()).sum() / joint.sum()), rel=1e-8
-    )
+    assert float(posterior.mean) == pytest.approx(float((joint * grid.flatten()).sum() / joint.sum()), rel=1e-8)
 
 
 def test_mixture_survives_float32_with_many_far_components():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise, Noise
 from dpnp_shared.operators import DitheredQuantisation, GaussianBlur, MatrixOperator, SuperResolution
-from torch import Tensor
 
 SHAPE = (1, 4, 4)
 

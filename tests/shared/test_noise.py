@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise, Noise
 from jsonargparse import ArgumentParser
 from torch import Tensor
+
+from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise, Noise
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -39,9 +40,7 @@ def noise(request: pytest.FixtureRequest) -> GaussianNoise:
 def test_gaussian_log_density_is_exact(noise):
     clean, y = normal(4, 2, 3), normal(2, 3, seed=1)
     R = noise.covariance_matrix((2, 3)).numpy()
-    expected = [
-        scipy.stats.multivariate_normal(c.flatten().numpy(), R).logpdf(y.flatten().numpy()) for c in clean
-    ]
+    expected = [scipy.stats.multivariate_normal(c.flatten().numpy(), R).logpdf(y.flatten().numpy()) for c in clean]
     np.testing.assert_allclose(noise.log_prob(y, clean).numpy(), expected, rtol=1e-10)
     each = noise.log_prob(y.expand(4, 2, 3), clean)
     torch.testing.assert_close(each, noise.log_prob(y, clean), rtol=0, atol=0)

@@ -7,6 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+from torch import Tensor
+
 from dpnp_shared.operators import (
     BoxInpainting,
     CircularConvolution,
@@ -22,9 +26,6 @@ from dpnp_shared.operators import (
     SuperResolution,
     as_operator,
 )
-from jsonargparse import ArgumentParser
-from PIL import Image
-from torch import Tensor
 
 
 class VerticalDifference(LinearOperator):
@@ -73,9 +74,7 @@ def test_operator_is_linear_and_applies_its_matrix(case):
     operator, shape, A = case
     x = normal(3, *shape)
     torch.testing.assert_close(operator(x).flatten(1), x.flatten(1) @ A.T, rtol=0, atol=1e-12)
-    torch.testing.assert_close(
-        operator(2 * x[:1] - x[1:2]), 2 * operator(x[:1]) - operator(x[1:2]), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(operator(2 * x[:1] - x[1:2]), 2 * operator(x[:1]) - operator(x[1:2]), rtol=0, atol=1e-12)
 
 
 def test_adjoint_is_the_transpose(case):
@@ -84,9 +83,7 @@ def test_adjoint_is_the_transpose(case):
     assert operator.adjoint(y).shape == (3, *shape)
     torch.testing.assert_close(operator.adjoint(y).flatten(1), y.flatten(1) @ A, rtol=0, atol=1e-12)
     x = normal(3, *shape, seed=3)
-    torch.testing.assert_close(
-        (operator(x) * y).sum(), (x * operator.adjoint(y)).sum(), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close((operator(x) * y).sum(), (x * operator.adjoint(y)).sum(), rtol=1e-12, atol=1e-12)
 
 
 def test_norm_is_the_largest_singular_value(case):
@@ -107,9 +104,7 @@ def test_gram_function_matches_dense_algebra(case):
         operator.gram_function(lambda s: s, x), operator.adjoint(operator(x)), rtol=0, atol=1e-10
     )
     inverse = torch.linalg.solve(torch.eye(A.shape[1], dtype=A.dtype) + A.T @ A, x.flatten(1).T).T
-    torch.testing.assert_close(
-        operator.gram_function(lambda s: 1 / (1 + s), x).flatten(1), inverse, rtol=0, atol=1e-11
-    )
+    torch.testing.assert_close(operator.gram_function(lambda s: 1 / (1 + s), x).flatten(1), inverse, rtol=0, atol=1e-11)
     root = operator.gram_function(lambda s: (1 + s) ** -0.5, x)
     twice = operator.gram_function(lambda s: (1 + s) ** -0.5, root)
     torch.testing.assert_close(twice.flatten(1), inverse, rtol=0, atol=1e-11)
@@ -171,9 +166,7 @@ def test_convolution_follows_its_equation():
     kernel, x = normal(3, 2), normal(1, 1, 4, 5)
     y = CircularConvolution(kernel, (1, 4, 5))(x)
     i, j = 3, 0
-    by_hand = sum(
-        kernel[a, b] * x[0, 0, (i - a + 1) % 4, (j - b + 1) % 5] for a in range(3) for b in range(2)
-    )
+    by_hand = sum(kernel[a, b] * x[0, 0, (i - a + 1) % 4, (j - b + 1) % 5] for a in range(3) for b in range(2))
     assert float(y[0, 0, i, j]) == pytest.approx(float(by_hand))
 
 

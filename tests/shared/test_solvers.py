@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ def test_levels_decrease_from_top_to_zero():
     assert levels[0] == 10.0
     assert levels[-2:] == [0.1, 0.0]
     assert len(levels) == 8
-    assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(levels))
     with pytest.raises(ValueError, match="steps"):
         karras_levels(1.0, 0.1, 0)
 

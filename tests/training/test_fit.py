@@ -67,12 +67,12 @@ def networks(checkpoint: dict) -> dict[str, torch.Tensor]:
 
 
 def test_fit_learns_logs_and_exports(capsys):
-    checkpoint = fit("run", "--trainer.max_epochs=6")
+    checkpoint = fit("run", "--trainer.max_epochs=20")
     # 61 training images, 8 a batch: 7 steps an epoch
-    assert checkpoint["global_step"] == 42
-    assert checkpoint["images_seen"] == 336
+    assert checkpoint["global_step"] == 140
+    assert checkpoint["images_seen"] == 1120
     assert "prior written to run/prior" in capsys.readouterr().out
-    assert Path("run/samples/step_00000042.png").stat().st_size > 100
+    assert Path("run/samples/step_00000140.png").stat().st_size > 100
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator("run/lightning_logs/version_0").Reload()
@@ -80,12 +80,12 @@ def test_fit_learns_logs_and_exports(capsys):
     assert {"train/loss", "val/loss", "images/s", "val/loss/0.2-0.6", "val/mse/6-20"} <= tags
     assert events.Tags()["images"] == ["samples"]
     losses = [event.value for event in events.Scalars("val/loss")]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
     prior = Prior.from_pretrained("run/prior")
     assert prior.card.name == "test images"
     assert prior.card.image_shape == (1, 8, 8)
-    assert prior.card.training["images seen"] == 336
+    assert prior.card.training["images seen"] == 1120
     assert prior.card.metrics["val/loss"] == pytest.approx(losses[-1], rel=1e-5)
     # it is the average that is exported, not the last iterate
     averaged = {k.removeprefix("ema.ema_model."): v for k, v in checkpoint["state_dict"].items() if "ema_model" in k}
@@ -171,7 +171,9 @@ class Dump(Callback):
 
 
 def test_bfloat16_and_accumulation():
-    checkpoint = fit("run", "--trainer.precision=bf16-mixed", "--trainer.accumulate_grad_batches=3", "--trainer.max_epochs=1")
+    checkpoint = fit(
+        "run", "--trainer.precision=bf16-mixed", "--trainer.accumulate_grad_batches=3", "--trainer.max_epochs=1"
+    )
     assert checkpoint["global_step"] == 3  # 7 batches: 3 + 3 + 1
     assert int(checkpoint["state_dict"]["ema.step"]) == 3  # the average counts optimiser steps, not batches
     assert all(torch.isfinite(v.float()).all() for v in networks(checkpoint).values())

@@ -30,7 +30,9 @@ class Throughput(Callback):
         self.window = window
         self._images, self._seconds, self._start = 0, 0.0, 0.0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
         """Start the clock of a batch."""
         self._start = time.perf_counter()
 
@@ -82,7 +84,9 @@ class SampleGrid(Callback):
 
     def __init__(self, every_n_steps: int = 2000, images: int = 64, calls: int = 30, seed: int = 0) -> None:
         if every_n_steps < 1 or images < 1 or calls < 1:
-            raise ValueError(f"every_n_steps = {every_n_steps}, images = {images}, calls = {calls}: all must be positive")
+            raise ValueError(
+                f"every_n_steps = {every_n_steps}, images = {images}, calls = {calls}: all must be positive"
+            )
         self.every_n_steps, self.images, self.calls, self.seed = every_n_steps, images, calls, seed
         self._drawn = -1
 
@@ -123,7 +127,8 @@ def image_grid(x: Tensor, value_range: tuple[float, float]) -> Tensor:
     x = ((x.detach().float().cpu() - low) / (high - low)).clamp(0, 1)
     if x.shape[1] not in (1, 3):
         x = x[:, :1]
-    return make_grid(x, nrow=max(1, round(len(x) ** 0.5)), padding=1)
+    grid: Tensor = make_grid(x, nrow=max(1, round(len(x) ** 0.5)), padding=1)
+    return grid
 
 
 class ExportPrior(Callback):

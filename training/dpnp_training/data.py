@@ -110,7 +110,7 @@ class ImageData(L.LightningDataModule):
         batch_size: int = 128,
         workers: int = 0,
         name: str | None = None,
-        license: str = "not stated",  # noqa: A002 - the field's name on the card
+        license: str = "not stated",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -119,7 +119,9 @@ class ImageData(L.LightningDataModule):
         if batch_size < 1 or workers < 0:
             raise ValueError(f"batch_size = {batch_size} must be positive and workers = {workers} at least 0")
         if channels not in (None, 1, 3):
-            raise ValueError(f"channels = {channels}; images can be converted to 1 (gray) or 3 (RGB), or left as they are")
+            raise ValueError(
+                f"channels = {channels}; images can be converted to 1 (gray) or 3 (RGB), or left as they are"
+            )
         if value_range is not None and not value_range[0] < value_range[1]:
             raise ValueError(f"value_range = {value_range} must increase")
         self.source, self.split, self.validation_split = source, split, validation_split
@@ -128,7 +130,8 @@ class ImageData(L.LightningDataModule):
         self.channels, self.value_range = channels, value_range
         self.size = (size, size) if isinstance(size, int) else size
         self.batch_size, self.workers = batch_size, workers
-        self.name, self.license, self.seed = name or f"prior of {source}", license, seed
+        self.title = name if name is not None else f"prior of {source}"
+        self.license, self.seed = license, seed
         self._description: DataDescription | None = None
 
     def prepare_data(self) -> None:
@@ -158,7 +161,7 @@ class ImageData(L.LightningDataModule):
             images = self._images_description
             data_std, spread = measure_spread(self.train_set)
             self._description = DataDescription(
-                name=self.name,
+                name=self.title,
                 image_shape=images.image_shape,
                 value_range=(-1.0, 1.0),
                 source_range=images.source_range,
@@ -234,12 +237,11 @@ class Images(Dataset[Tensor]):
             raise ValueError(f"source = {source!r} holds no image")
         self.rows, self.source, self.channels, self.size = rows, source, channels, size
         first = self._array(0)
-        if value_range is None:
-            if first.dtype not in INTEGER_RANGES:
-                raise ValueError(
-                    f"source = {source!r} holds {first.dtype} values, whose range is not known; give value_range, "
-                    f"for example [{float(first.min()):g}, {float(first.max()):g}] (the first image's)"
-                )
+        if value_range is None and first.dtype not in INTEGER_RANGES:
+            raise ValueError(
+                f"source = {source!r} holds {first.dtype} values, whose range is not known; give value_range, "
+                f"for example [{float(first.min()):g}, {float(first.max()):g}] (the first image's)"
+            )
         self.dtype = first.dtype if value_range is None else None
         self.source_range = value_range if value_range is not None else (0.0, INTEGER_RANGES[first.dtype])
         self._shape: tuple[int, ...] | None = None
@@ -293,12 +295,16 @@ class Images(Dataset[Tensor]):
             elif array.ndim == 3 and array.shape[-1] <= 4 < array.shape[0]:
                 array = np.moveaxis(array, -1, 0)
         if array.ndim != 3:
-            raise ValueError(f"image {index} of {self.source!r} has shape {array.shape}; needed is (H, W) or three axes")
+            raise ValueError(
+                f"image {index} of {self.source!r} has shape {array.shape}; needed is (H, W) or three axes"
+            )
         if self.channels is not None and array.shape[0] != self.channels:
             if array.shape[0] == 1:
                 array = np.repeat(array, self.channels, axis=0)
             else:
-                raise ValueError(f"image {index} of {self.source!r} has {array.shape[0]} channels, channels = {self.channels}")
+                raise ValueError(
+                    f"image {index} of {self.source!r} has {array.shape[0]} channels, channels = {self.channels}"
+                )
         return np.ascontiguousarray(array)
 
 
@@ -371,7 +377,7 @@ def _image_column(features: Any) -> str:
 
     kinds: Sequence[Any] = (datasets.Image, (datasets.Array2D, datasets.Array3D))
     for kind in kinds:
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+        found: list[str] = [name for name, feature in features.items() if isinstance(feature, kind)]
         if len(found) == 1:
             return found[0]
         if found:

@@ -30,7 +30,9 @@ class EMASettings:
         if not (0 < self.beta < 1 and self.power > 0 and self.inv_gamma > 0):
             raise ValueError(f"beta = {self.beta} must be in (0, 1), power = {self.power} and inv_gamma positive")
         if self.update_every < 1 or self.update_after_step < 0:
-            raise ValueError(f"update_every = {self.update_every} and update_after_step = {self.update_after_step}: too small")
+            raise ValueError(
+                f"update_every = {self.update_every} and update_after_step = {self.update_after_step}: too small"
+            )
 
 
 def make_ema(network: nn.Module, settings: EMASettings) -> EMA:

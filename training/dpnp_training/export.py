@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dpnp_shared.prior import Prior, PriorCard, PriorError, build
 from dpnp_shared.preconditioning import Preconditioning
+from dpnp_shared.prior import Prior, PriorCard, PriorError, build
 
 EMA_PREFIX = "ema.ema_model."
 

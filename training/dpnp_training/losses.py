@@ -79,7 +79,9 @@ class UniformTime(NoiseDistribution):
 
     def __init__(self, schedule: VPSchedule) -> None:
         # invert time(σ) on a fine grid, so that any schedule serves
-        grid = torch.logspace(math.log10(schedule.sigma_min), math.log10(schedule.sigma_max), 20_001, dtype=torch.float64)
+        grid = torch.logspace(
+            math.log10(schedule.sigma_min), math.log10(schedule.sigma_max), 20_001, dtype=torch.float64
+        )
         times = schedule.time(grid)
         wanted = torch.linspace(float(times[0]), float(times[-1]), 1000, dtype=torch.float64)
         index = torch.searchsorted(times, wanted).clamp(max=len(grid) - 1)

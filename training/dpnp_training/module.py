@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -57,7 +58,7 @@ class ScoreMatching(L.LightningModule):
                 f"learning_rate = {learning_rate} must be positive, weight_decay = {weight_decay} and "
                 f"warmup_steps = {warmup_steps} at least 0"
             )
-        if len(noise_bands) < 2 or any(not 0 < a < b for a, b in zip(noise_bands, noise_bands[1:], strict=False)):
+        if len(noise_bands) < 2 or any(not 0 < a < b for a, b in itertools.pairwise(noise_bands)):
             raise ValueError(f"noise_bands = {list(noise_bands)}; needed are at least two increasing positive levels")
         self.network = network
         self.preconditioning = preconditioning if preconditioning is not None else EDM()
@@ -65,7 +66,7 @@ class ScoreMatching(L.LightningModule):
         self.ema = make_ema(network, ema if ema is not None else EMASettings())
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay = warmup_steps, decay
-        self.bands = list(zip(noise_bands, noise_bands[1:], strict=False))
+        self.bands = list(itertools.pairwise(noise_bands))
         self.seed = seed
         self.images_seen = 0
         self.data: DataDescription | None = None
@@ -168,9 +169,15 @@ class ScoreMatching(L.LightningModule):
             RuntimeError: no data set has been seen, so its figures are unknown.
         """
         if self.data is None:
-            raise RuntimeError("the card needs the data's figures: run this module with a data module that has a 'description'")
+            raise RuntimeError(
+                "the card needs the data's figures: run this module with a data module that has a 'description'"
+            )
         sigma_range = (self.preconditioning.sigma_min, self.preconditioning.sigma_max)
-        training = {"images seen": self.images_seen, "optimiser steps": self.global_step, "torch": str(torch.__version__)}
+        training = {
+            "images seen": self.images_seen,
+            "optimiser steps": self.global_step,
+            "torch": str(torch.__version__),
+        }
         return PriorCard(
             **dataclasses.asdict(self.data), sigma_range=sigma_range, training=training, metrics=self.metrics
         )

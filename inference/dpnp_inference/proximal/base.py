@@ -30,8 +30,10 @@ class ProximalInfo(NamedTuple):
 class ProximalSampler(Protocol):
     """Draws from the likelihood times a Gaussian around ``x``."""
 
-    exact_splitting: bool
-    """Whether it takes the splitting's own noise out of the likelihood where it can (see :class:`ClosedForm`)."""
+    @property
+    def exact_splitting(self) -> bool:
+        """Whether it takes the splitting's own noise out of the likelihood where it can (see :class:`ClosedForm`)."""
+        ...
 
     def init(self, forward_model: ForwardModel, y: Tensor, x: Tensor) -> Any:
         """State before the first draw.

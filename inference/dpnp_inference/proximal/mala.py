@@ -71,7 +71,9 @@ class MALA:
     def init(self, forward_model: ForwardModel, y: Tensor, x: Tensor) -> MALAState:
         """See :class:`ProximalSampler`."""
         if not self.supports(forward_model):
-            raise TypeError(f"MALA needs a differentiable operator, and {type(forward_model.operator).__name__} says it is not")
+            raise TypeError(
+                f"MALA needs a differentiable operator, and {type(forward_model.operator).__name__} says it is not"
+            )
         log_s = torch.full((x.shape[0],), self.first_step, dtype=x.dtype, device=x.device).log()
         return MALAState(forward_model, y, x, log_s, float("nan"))
 

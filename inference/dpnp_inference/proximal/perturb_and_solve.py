@@ -1,7 +1,7 @@
 r"""Exact proximal draws for any linear Gaussian model, matrix-free (Papandreou & Yuille 2010; Orieux et al. 2012).
 
-With :math:`\hat y = y + N(0, R)` and :math:`\hat x = x + \eta w`, the minimiser of :math:`|\hat y - A z|^2_{R^{-1}} + |\hat x - z|^2/\eta^2` is a draw from the
-proximal law. It is found by conjugate gradients on
+With :math:`\hat y = y + N(0, R)` and :math:`\hat x = x + \eta w`, the minimiser of
+:math:`|\hat y - A z|^2_{R^{-1}} + |\hat x - z|^2/\eta^2` is a draw from the proximal law. It is found by conjugate gradients on
 
 .. math:: (A^T R^{-1} A + I/\eta^2)\, (z - \hat x) = A^T R^{-1} (\hat y - A \hat x) .
 """

@@ -96,7 +96,9 @@ class UNet(nn.Module):
                 width = widths[level]
             if level:
                 self.up.append(Upsample(width))
-        self.head = nn.Sequential(nn.GroupNorm(_groups(width), width), nn.SiLU(), zeroed(nn.Conv2d(width, channels, 3, padding=1)))
+        self.head = nn.Sequential(
+            nn.GroupNorm(_groups(width), width), nn.SiLU(), zeroed(nn.Conv2d(width, channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """Raw network output.

@@ -67,9 +67,7 @@ class Operator(nn.Module, ABC):
         """
         if self.image_shape is not None and (x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape):
             c, h, w = self.image_shape
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; {type(self).__name__} takes images (B, {c}, {h}, {w})"
-            )
+            raise ValueError(f"x has shape {tuple(x.shape)}; {type(self).__name__} takes images (B, {c}, {h}, {w})")
 
 
 class FunctionOperator(Operator):
@@ -141,9 +139,7 @@ class LinearOperator(Operator):
         Raises:
             NotImplementedError: there is no closed form; :attr:`has_gram_function` is False.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no closed form of f(A^T A); see has_gram_function"
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no closed form of f(A^T A); see has_gram_function")
 
     def norm(self) -> float:
         r"""Largest singular value :math:`\|A\|`, by default by power iteration on :math:`A^T A`.

@@ -121,9 +121,7 @@ class BoxInpainting(Inpainting):
         ValueError: the box does not lie inside the image.
     """
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], top: int, left: int, height: int, width: int
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], top: int, left: int, height: int, width: int) -> None:
         c, h, w = check_image_shape(image_shape)
         if min(top, left) < 0 or min(height, width) < 1 or top + height > h or left + width > w:
             raise ValueError(

@@ -32,9 +32,7 @@ class MatrixOperator(LinearOperator):
         matrix = array_argument(A, "A")
         c, h, w = self._known_image_shape("__init__")
         if matrix.ndim != 2 or matrix.shape[1] != c * h * w:
-            raise ValueError(
-                f"A has shape {tuple(matrix.shape)}; images of shape {(c, h, w)} need (m, {c * h * w})"
-            )
+            raise ValueError(f"A has shape {tuple(matrix.shape)}; images of shape {(c, h, w)} need (m, {c * h * w})")
         _, singular_values, right_vectors = torch.linalg.svd(matrix, full_matrices=False)
         self.register_buffer("matrix", matrix)
         self.register_buffer("singular_values", singular_values)

@@ -31,9 +31,7 @@ class DitheredQuantisation(Operator):
 
     thresholds: Tensor  # (looks, C, H, W)
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], looks: int = 1, dither: float = 0.0, seed: int = 0
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], looks: int = 1, dither: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.image_shape = check_image_shape(image_shape)
         if looks < 1:

@@ -29,9 +29,7 @@ class SuperResolution(LinearOperator):
         super().__init__(image_shape)
         _, h, w = self._known_image_shape("__init__")
         if factor < 1 or h % factor or w % factor:
-            raise ValueError(
-                f"factor = {factor}; allowed is a positive number that divides H = {h} and W = {w}"
-            )
+            raise ValueError(f"factor = {factor}; allowed is a positive number that divides H = {h} and W = {w}")
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+"""Reconstruction quality and honest intervals of the bundled prior, on held-out images, for five forward models.
+
+    python benchmarks/reconstruction.py
+
+For each problem and each denoising sampler: mean PSNR and SSIM of the posterior mean, coverage of the 90% order-statistic
+intervals (all pixels; pixels that the measurement does not see; pixels that are not black in the truth), network calls and seconds.
+Inpainting stands beside scikit-image's biharmonic inpainting of the same measurement. Every image is simulated with a seed of its
+own. Finished cells are kept in ``benchmarks/results/reconstruction.json``, from where an interrupted run goes on; the table is written
+beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.restoration import inpaint_biharmonic
+from torch import Tensor
+
+from dpnp_inference import DPnP
+from dpnp_inference.files import read_tensor, to_image_units
+from dpnp_inference.metrics import coverage, psnr, ssim
+from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise
+from dpnp_shared.operators import DitheredQuantisation, GaussianBlur, PhaseRetrieval, RandomInpainting, SuperResolution
+from dpnp_shared.prior import Prior, locate
+
+RESULTS = Path(__file__).parent / "results"
+SHAPE = (1, 28, 28)
+DDS = ("ddim", "ddpm")
+
+
+def forward_model(problem: str, seed: int) -> ForwardModel:
+    """The forward model of a problem; the mask of an inpainting problem depends on the seed."""
+    if problem == "inpainting":
+        return ForwardModel(RandomInpainting(SHAPE, missing=0.5, seed=seed), GaussianNoise(0.05))
+    if problem == "super-resolution":
+        return ForwardModel(SuperResolution(SHAPE, 2), GaussianNoise(0.05))
+    if problem == "blur":
+        return ForwardModel(GaussianBlur(SHAPE, 1.5), GaussianNoise(0.05))
+    if problem == "phase retrieval":
+        return ForwardModel(PhaseRetrieval(SHAPE, oversampling=2.0), GaussianNoise(0.05))
+    if problem == "quantisation":
+        return ForwardModel(DitheredQuantisation(SHAPE, looks=4, dither=0.5), DitheredLogisticNoise(0.2))
+    raise ValueError(f"problem = {problem!r}; allowed are {', '.join(PROBLEMS)}")
+
+
+PROBLEMS = ("inpainting", "super-resolution", "blur", "phase retrieval", "quantisation")
+
+
+def simulate(problem: str, truth: Tensor, seed: int) -> tuple[ForwardModel, Tensor]:
+    """Model and measurement of one image ``(1, 28, 28)``."""
+    model = forward_model(problem, seed)
+    return model, model.simulate(truth[None], generator=torch.Generator().manual_seed(1000 + seed))[0]
+
+
+def run_cell(prior: Prior, problem: str, dds: Any, truth: Tensor, seed: int, chains: int) -> dict[str, float]:
+    """Figures of one image."""
+    model, y = simulate(problem, truth, seed)
+    posterior = DPnP(prior, model, dds=dds).sample(y, chains=chains, seed=seed)
+    value_range = prior.card.value_range
+    figures = {
+        "psnr": psnr(posterior.mean, truth, value_range),
+        "ssim": ssim(posterior.mean, truth, value_range),
+        "coverage": coverage(posterior, truth)[0],
+        "coverage_not_black": coverage(posterior, truth, where=truth > value_range[0])[0],
+        "std": float(posterior.std.mean()),
+        "calls": posterior.diagnostics["network_calls"],
+        "seconds": posterior.diagnostics["seconds"],
+    }
+    if model.operator.unseen is not None:
+        unseen = model.operator.unseen
+        figures["coverage_unseen"] = coverage(posterior, truth, where=unseen)[0]
+        figures["coverage_unseen_not_black"] = coverage(posterior, truth, where=unseen & (truth > value_range[0]))[0]
+    return figures
+
+
+def run_biharmonic(truth: Tensor, seed: int, value_range: tuple[float, float]) -> dict[str, float]:
+    """Figures of scikit-image's inpainting of the same measurement."""
+    model, y = simulate("inpainting", truth, seed)
+    filled = inpaint_biharmonic(y[0].numpy(), model.operator.unseen[0].numpy())
+    x = torch.from_numpy(np.ascontiguousarray(filled)).float()[None]
+    return {"psnr": psnr(x, truth, value_range), "ssim": ssim(x, truth, value_range)}
+
+
+def table(results: dict[str, dict[str, float]], chains: int) -> str:
+    """Means over the images as Markdown, with the standard error of the PSNR."""
+    cells: dict[str, list[dict[str, float]]] = {}
+    for key, figures in results.items():
+        cells.setdefault(key.rsplit("/", 1)[0], []).append(figures)
+    columns = ("coverage", "coverage_not_black", "coverage_unseen", "coverage_unseen_not_black")
+    lines = [
+        f"90% intervals of {chains} chains; covered pixels: all, those not black in the truth, and of each those not seen.\n",
+        "| problem | sampler | images | PSNR (dB) | SSIM | all | not black | unseen | unseen, not black | network calls | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell, rows in sorted(cells.items(), key=lambda item: PROBLEMS.index(item[0].split("/")[0])):
+        mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+        error = np.std([row["psnr"] for row in rows], ddof=min(1, len(rows) - 1)) / np.sqrt(len(rows))
+        shown = [f"{mean[c]:.3f}" if c in mean else "" for c in columns]
+        cost = [f"{mean['calls']:.0f}", f"{mean['seconds']:.1f}"] if "calls" in mean else ["", ""]
+        row = [
+            *cell.split("/"),
+            f"{len(rows)}",
+            f"{mean['psnr']:.2f} ± {error:.2f}",
+            f"{mean['ssim']:.3f}",
+            *shown,
+            *cost,
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", default="fashion_mnist")
+    parser.add_argument("--images", type=int, default=20, help="the first so many bundled test images")
+    parser.add_argument("--chains", type=int, default=39)
+    parser.add_argument("--problems", nargs="+", default=PROBLEMS, choices=PROBLEMS)
+    parser.add_argument("--dds", nargs="+", default=DDS, choices=DDS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "reconstruction.json")
+    arguments = parser.parse_args()
+    prior = Prior.from_pretrained(arguments.prior)
+    stack = read_tensor(locate("fashion_mnist") / "test_images.npz")[: arguments.images]
+    images = to_image_units(stack, prior.card)[:, None]
+    record = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    header = {"prior": prior.card.sha256, "chains": arguments.chains}
+    if record.get("header", header) != header:
+        parser.error(
+            f"{arguments.output} holds results of {record['header']}, not of {header}; remove it or choose --output"
+        )
+    results = record.get("results", {})
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    for seed, truth in enumerate(images):
+        for problem in arguments.problems:
+            samplers = [*arguments.dds, *(["biharmonic"] if problem == "inpainting" else [])]
+            for name in samplers:
+                key = f"{problem}/{name}/{seed}"
+                if key in results:
+                    continue
+                if name == "biharmonic":
+                    results[key] = run_biharmonic(truth, seed, prior.card.value_range)
+                else:
+                    results[key] = run_cell(prior, problem, name, truth, seed, arguments.chains)
+                staged = arguments.output.with_suffix(".tmp")
+                staged.write_text(json.dumps({"header": header, "results": results}, indent=1) + "\n")
+                os.replace(staged, arguments.output)
+    text = table(results, arguments.chains)
+    arguments.output.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
