@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from dpnp_shared.prior import Prior, locate
 RESULTS = Path(__file__).parent / "results"
 SHAPE = (1, 28, 28)
 DDS = ("ddim", "ddpm")
+PRIOR: Prior
+IMAGES: Tensor
 
 
 def forward_model(problem: str, seed: int) -> ForwardModel:
@@ -59,11 +62,23 @@ def simulate(problem: str, truth: Tensor, seed: int) -> tuple[ForwardModel, Tens
     return model, model.simulate(truth[None], generator=torch.Generator().manual_seed(1000 + seed))[0]
 
 
-def run_cell(prior: Prior, problem: str, dds: Any, truth: Tensor, seed: int, chains: int) -> dict[str, float]:
-    """Figures of one image."""
+def _start(prior: str, jobs: int) -> None:
+    """Prepare a worker process."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    global PRIOR, IMAGES
+    PRIOR = Prior.from_pretrained(prior)
+    IMAGES = to_image_units(read_tensor(locate("fashion_mnist") / "test_images.npz"), PRIOR.card)[:, None]
+
+
+def run_cell(problem: str, sampler: str, seed: int, chains: int) -> dict[str, float]:
+    """Figures of one bundled image, whose index is the seed."""
+    truth, value_range = IMAGES[seed], PRIOR.card.value_range
     model, y = simulate(problem, truth, seed)
-    posterior = DPnP(prior, model, dds=dds).sample(y, chains=chains, seed=seed)
-    value_range = prior.card.value_range
+    if sampler == "biharmonic":
+        filled = inpaint_biharmonic(y[0].numpy(), model.operator.unseen[0].numpy())
+        x = torch.from_numpy(np.ascontiguousarray(filled)).float()[None]
+        return {"psnr": psnr(x, truth, value_range), "ssim": ssim(x, truth, value_range)}
+    posterior = DPnP(PRIOR, model, dds=sampler).sample(y, chains=chains, seed=seed)
     figures = {
         "psnr": psnr(posterior.mean, truth, value_range),
         "ssim": ssim(posterior.mean, truth, value_range),
@@ -78,14 +93,6 @@ def run_cell(prior: Prior, problem: str, dds: Any, truth: Tensor, seed: int, cha
         figures["coverage_unseen"] = coverage(posterior, truth, where=unseen)[0]
         figures["coverage_unseen_not_black"] = coverage(posterior, truth, where=unseen & (truth > value_range[0]))[0]
     return figures
-
-
-def run_biharmonic(truth: Tensor, seed: int, value_range: tuple[float, float]) -> dict[str, float]:
-    """Figures of scikit-image's inpainting of the same measurement."""
-    model, y = simulate("inpainting", truth, seed)
-    filled = inpaint_biharmonic(y[0].numpy(), model.operator.unseen[0].numpy())
-    x = torch.from_numpy(np.ascontiguousarray(filled)).float()[None]
-    return {"psnr": psnr(x, truth, value_range), "ssim": ssim(x, truth, value_range)}
 
 
 def table(results: dict[str, dict[str, float]], chains: int) -> str:
@@ -123,11 +130,10 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=39)
     parser.add_argument("--problems", nargs="+", default=PROBLEMS, choices=PROBLEMS)
     parser.add_argument("--dds", nargs="+", default=DDS, choices=DDS)
+    parser.add_argument("--jobs", type=int, default=2, help="images at a time, each on its share of the cores")
     parser.add_argument("--output", type=Path, default=RESULTS / "reconstruction.json")
     arguments = parser.parse_args()
     prior = Prior.from_pretrained(arguments.prior)
-    stack = read_tensor(locate("fashion_mnist") / "test_images.npz")[: arguments.images]
-    images = to_image_units(stack, prior.card)[:, None]
     record = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     header = {"prior": prior.card.sha256, "chains": arguments.chains}
     if record.get("header", header) != header:
@@ -136,20 +142,20 @@ def main() -> None:
         )
     results = record.get("results", {})
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    for seed, truth in enumerate(images):
-        for problem in arguments.problems:
-            samplers = [*arguments.dds, *(["biharmonic"] if problem == "inpainting" else [])]
-            for name in samplers:
-                key = f"{problem}/{name}/{seed}"
-                if key in results:
-                    continue
-                if name == "biharmonic":
-                    results[key] = run_biharmonic(truth, seed, prior.card.value_range)
-                else:
-                    results[key] = run_cell(prior, problem, name, truth, seed, arguments.chains)
-                staged = arguments.output.with_suffix(".tmp")
-                staged.write_text(json.dumps({"header": header, "results": results}, indent=1) + "\n")
-                os.replace(staged, arguments.output)
+    cells = [
+        (problem, sampler, seed)
+        for seed in range(arguments.images)
+        for problem in arguments.problems
+        for sampler in (*arguments.dds, *(["biharmonic"] if problem == "inpainting" else []))
+        if f"{problem}/{sampler}/{seed}" not in results
+    ]
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), _start, (arguments.prior, arguments.jobs)) as pool:
+        futures = {pool.submit(run_cell, *cell, arguments.chains): "/".join(map(str, cell)) for cell in cells}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            staged = arguments.output.with_suffix(".tmp")
+            staged.write_text(json.dumps({"header": header, "results": results}, indent=1, sort_keys=True) + "\n")
+            os.replace(staged, arguments.output)
     text = table(results, arguments.chains)
     arguments.output.with_suffix(".md").write_text(text)
     print(text)

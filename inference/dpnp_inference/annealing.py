@@ -29,9 +29,9 @@ class Annealing:
 
     eta_max: float | None = None
     eta_min: float | None = None
-    constant: int = 3
-    decay: int = 40
-    final: int = 5
+    constant: int = 2
+    decay: int = 26
+    final: int = 4
 
     def __post_init__(self) -> None:
         for name in ("eta_max", "eta_min"):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import DPnP, SamplingError
-from dpnp_inference.files import read_image, read_tensor, run_folder, save_array, to_image_units
+from dpnp_inference.files import check_output, read_image, read_tensor, run_folder, save_array, to_image_units
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
@@ -146,6 +146,8 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
         raise ValueError(
             "measurement and image were both given; give a measurement, or a clean image to simulate one from"
         )
+    settings.overwrite = settings.overwrite or not arguments
+    check_output(settings.output, overwrite=settings.overwrite)
     device = _device(settings.device)
     prior = Prior.from_pretrained(settings.prior, trusted_modules=settings.trusted_modules or ())
     card = prior.card
@@ -158,7 +160,6 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
         settings.image = str(_bundled_images(settings.prior))
         if operator is None:
             operator, noise = RandomInpainting(card.image_shape, missing=0.5, seed=0), GaussianNoise(0.05)
-        settings.overwrite = settings.overwrite or not arguments
     if operator is None or noise is None:
         raise ValueError("operator and noise are both needed with a measurement or an image of your own")
     forward_model = ForwardModel(operator, noise).to(device=device, dtype=dtype)
@@ -172,32 +173,29 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
     else:
         y = to_image_units(read_tensor(settings.measurement, settings.key), card)
 
+    dpnp = DPnP(
+        prior,
+        forward_model,
+        dds=settings.dds,
+        proximal=settings.proximal,
+        annealing=settings.annealing,
+        dtype=dtype,
+    )
+    log.info(
+        "%d iterations, eta from %.3g to %.3g, %d chains", len(dpnp.schedule), *_ends(dpnp.schedule), settings.chains
+    )
+    with ProgressBar() as progress:
+        posterior = dpnp.sample(
+            y,
+            chains=settings.chains,
+            seed=settings.seed,
+            draws=settings.draws,
+            thin=settings.thin,
+            batch_size=settings.batch_size,
+            on_sweep=progress,
+        )
+    scores = {} if truth is None else score(posterior, truth.cpu(), card.value_range, operator, settings.level)
     with run_folder(settings.output, overwrite=settings.overwrite) as folder:
-        dpnp = DPnP(
-            prior,
-            forward_model,
-            dds=settings.dds,
-            proximal=settings.proximal,
-            annealing=settings.annealing,
-            dtype=dtype,
-        )
-        log.info(
-            "%d iterations, eta from %.3g to %.3g, %d chains",
-            len(dpnp.schedule),
-            *_ends(dpnp.schedule),
-            settings.chains,
-        )
-        with ProgressBar() as progress:
-            posterior = dpnp.sample(
-                y,
-                chains=settings.chains,
-                seed=settings.seed,
-                draws=settings.draws,
-                thin=settings.thin,
-                batch_size=settings.batch_size,
-                on_sweep=progress,
-            )
-        scores = {} if truth is None else score(posterior, truth.cpu(), card.value_range, operator, settings.level)
         posterior.save(folder)
         save_array(folder / "mean.npy", posterior.mean)
         if len(posterior.flat) > 1:

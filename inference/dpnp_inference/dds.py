@@ -68,7 +68,7 @@ class DDSDDPM:
         power: spacing of the noise levels, see :func:`angles`.
     """
 
-    calls: int = 16
+    calls: int = 10
     order: int = 2
     power: float = 1.5
 
@@ -113,7 +113,7 @@ class DDSDDIM:
         power: spacing of θ, see :func:`angles`.
     """
 
-    calls: int = 12
+    calls: int = 8
     order: int = 2
     power: float = 2.0
 

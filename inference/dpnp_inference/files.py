@@ -120,9 +120,8 @@ def read_image(
     return image
 
 
-@contextmanager
-def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """A staging folder that becomes ``output`` when the block ends well, and vanishes when it does not.
+def check_output(output: str | Path, *, overwrite: bool) -> None:
+    """Find out before a long run whether its folder can be written after it.
 
     Args:
         output: the folder to make.
@@ -130,6 +129,7 @@ def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``output`` exists, and is not an earlier run or ``overwrite`` is off.
+        PermissionError: the folder it would be made in is not writable.
     """
     target = Path(output)
     if target.exists():
@@ -139,6 +139,24 @@ def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
             raise FileExistsError(
                 f"output = {str(target)!r} holds a run already; choose another folder or pass --overwrite true"
             )
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise PermissionError(f"output = {str(target)!r}: {above} is not a folder that can be written to")
+
+
+@contextmanager
+def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """A staging folder that becomes ``output`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        output: the folder to make.
+        overwrite: replace an earlier run there.
+
+    Raises:
+        FileExistsError: as :func:`check_output`.
+    """
+    check_output(output, overwrite=overwrite)
+    target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

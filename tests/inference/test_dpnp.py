@@ -105,7 +105,7 @@ def test_draws_thin_and_the_record():
     assert posterior.samples.dtype == torch.float32
     iterations = 5 + 2 * 3
     assert [sweep.iteration for sweep in seen] == list(range(1, iterations + 1))
-    assert posterior.diagnostics["network_calls"] == 20 + 12 * iterations == seen[-1].network_calls
+    assert posterior.diagnostics["network_calls"] == 20 + 8 * iterations == seen[-1].network_calls
     assert posterior.diagnostics["forward_calls"] == 2 * iterations
     assert set(posterior.diagnostics["convergence"]) == {"r_hat", "ess_bulk", "ess_tail"}
     # the first draw is the one that a single-draw run gives

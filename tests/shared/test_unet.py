@@ -9,7 +9,7 @@ def small(channels: int = 1, **kwargs) -> UNet:
     network = UNet(channels, widths=(8, 12), blocks=1, attention=(1,), head_channels=4, embedding=16, **kwargs)
     for parameter in network.parameters():  # wake the branches that start at zero
         torch.nn.init.normal_(parameter, std=0.1)
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 28, 28), (2, 3, 16, 24), (3, 5, 7, 9), (1, 2, 1, 3)])
