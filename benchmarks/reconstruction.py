@@ -106,7 +106,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
     lines = [
         "PSNR and SSIM of the posterior mean; then how many pixels the 90% intervals cover: of all, of those not black in the "
         "truth, and of each those that the measurement does not see.\n",
-        "| problem | sampler | chains | images | PSNR (dB) | SSIM | all | not black | unseen | unseen, not black | network calls | seconds |",
+        "| problem | sampler | chains | images | PSNR (dB) | SSIM | all | not black | unseen | unseen, not black | calls | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, rows in sorted(cells.items(), key=lambda item: PROBLEMS.index(item[0].split("/")[0])):
