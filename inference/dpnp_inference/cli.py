@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import DPnP, SamplingError
-from dpnp_inference.files import check_output, read_image, read_tensor, run_folder, save_array, to_image_units
+from dpnp_inference.files import check_output, read_image, read_tensor, save_array, to_image_units
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
 from dpnp_inference.proximal import ProximalSampler
 from dpnp_inference.report import draw_picture
 from dpnp_inference.userfile import resolve_user_files
+from dpnp_shared.folders import staged_folder
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise, Noise
 from dpnp_shared.operators import Operator, RandomInpainting
@@ -195,7 +196,8 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
             on_sweep=progress,
         )
     scores = {} if truth is None else score(posterior, truth.cpu(), card.value_range, operator, settings.level)
-    with run_folder(settings.output, overwrite=settings.overwrite) as folder:
+    check_output(settings.output, overwrite=settings.overwrite)
+    with staged_folder(Path(settings.output)) as folder:
         posterior.save(folder)
         save_array(folder / "mean.npy", posterior.mean)
         if len(posterior.flat) > 1:

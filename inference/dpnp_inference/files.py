@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,35 +138,6 @@ def check_output(output: str | Path, *, overwrite: bool) -> None:
     above = next(folder for folder in target.absolute().parents if folder.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise PermissionError(f"output = {str(target)!r}: {above} is not a folder that can be written to")
-
-
-@contextmanager
-def run_folder(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """A staging folder that becomes ``output`` when the block ends well, and vanishes when it does not.
-
-    Args:
-        output: the folder to make.
-        overwrite: replace an earlier run there.
-
-    Raises:
-        FileExistsError: as :func:`check_output`.
-    """
-    check_output(output, overwrite=overwrite)
-    target = Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old)
-            os.replace(staging, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def save_array(file: Path, x: Tensor) -> Any:

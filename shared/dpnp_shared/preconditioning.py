@@ -222,8 +222,8 @@ class ContinuousVP(VPSchedule):
         return (self.time_scale * t).to(sigma.dtype)
 
 
-class VPEpsilon(Preconditioning):
-    """A DDPM network that predicts the noise (Ho et al. 2020): ``D = x - σ F(x/√(1+σ²); t(σ))``.
+class VP(Preconditioning):
+    """What the parametrisations of a variance-preserving process share: its schedule.
 
     Args:
         schedule: the table or the continuous-time β(t) the network was trained with; the DDPM table by default.
@@ -234,6 +234,10 @@ class VPEpsilon(Preconditioning):
         self.schedule = schedule if schedule is not None else DiscreteVP()
         self.sigma_min, self.sigma_max = self.schedule.sigma_min, self.schedule.sigma_max
         self.hyperparameters = {"schedule": self.schedule}
+
+
+class VPEpsilon(VP):
+    """A DDPM network that predicts the noise (Ho et al. 2020): ``D = x - σ F(x/√(1+σ²); t(σ))``."""
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """See :class:`Preconditioning`."""
@@ -245,18 +249,8 @@ class VPEpsilon(Preconditioning):
         )
 
 
-class VPrediction(Preconditioning):
-    r"""A network that predicts :math:`v = \sqrt{\bar\alpha}\, w - \sqrt{1-\bar\alpha}\, x_0` (Salimans & Ho 2022, appendix D).
-
-    Args:
-        schedule: the table or the continuous-time β(t) the network was trained with; the DDPM table by default.
-    """
-
-    def __init__(self, schedule: VPSchedule | None = None) -> None:
-        super().__init__()
-        self.schedule = schedule if schedule is not None else DiscreteVP()
-        self.sigma_min, self.sigma_max = self.schedule.sigma_min, self.schedule.sigma_max
-        self.hyperparameters = {"schedule": self.schedule}
+class VPrediction(VP):
+    r"""A network that predicts :math:`v = \sqrt{\bar\alpha}\, w - \sqrt{1-\bar\alpha}\, x_0` (Salimans & Ho 2022, appendix D)."""
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """See :class:`Preconditioning`."""

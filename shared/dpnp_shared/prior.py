@@ -12,9 +12,7 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpnp_shared.denoiser import Denoiser, expand_sigma
+from dpnp_shared.folders import staged_folder
 from dpnp_shared.preconditioning import Preconditioning
 
 FORMAT_VERSION = 1
@@ -170,9 +169,7 @@ class Prior(Denoiser):
         broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
         if broken:
             raise PriorError(f"{len(broken)} weights are not finite, the first is {broken[0]}; nothing was written")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with staged_folder(target) as staging:
             save_file(weights, staging / WEIGHTS)
             card = dataclasses.replace(self.card, sha256=_sha256(staging / WEIGHTS))
             config = {
@@ -183,20 +180,10 @@ class Prior(Denoiser):
             }
             (staging / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             (staging / README).write_text(card.markdown(), encoding="utf-8")
-            staging.chmod(0o755)
-            if target.exists():  # keep what else the folder holds (pictures, test images), then swap
-                ours = {CONFIG, WEIGHTS, README}
+            if target.exists():  # what else the folder holds (pictures, test images) is kept
                 for item in target.iterdir():
-                    if item.name not in ours:
+                    if item.name not in (CONFIG, WEIGHTS, README):
                         (shutil.copytree if item.is_dir() else shutil.copy2)(item, staging / item.name)
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-                os.replace(target, old)
-                os.replace(staging, target)
-                shutil.rmtree(old)
-            else:
-                os.replace(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         self.card = card
         return target
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dpnp_inference.cli import main
-from dpnp_inference.files import read_tensor, run_folder
+from dpnp_inference.files import read_tensor
 from dpnp_inference.posterior import Posterior
 from dpnp_shared.prior import Prior
 
@@ -191,10 +191,3 @@ def test_an_earlier_run_is_not_lost_by_accident(capsys):
     assert json.loads(Path("out/run.json").read_text())["seed"] == 1
     os.mkdir("precious")
     assert "not the folder of a run" in failed([*FAST, "--output", "precious", "--overwrite", "true"], capsys)
-
-
-def test_a_run_that_is_interrupted_leaves_no_folder():
-    with pytest.raises(KeyboardInterrupt), run_folder("out", overwrite=False) as folder:  # noqa: PT012
-        (folder / "half").write_text("written")
-        raise KeyboardInterrupt
-    assert os.listdir() == []
