@@ -1,5 +1,8 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +194,21 @@ def test_an_earlier_run_is_not_lost_by_accident(capsys):
     assert json.loads(Path("out/run.json").read_text())["seed"] == 1
     os.mkdir("precious")
     assert "not the folder of a run" in failed([*FAST, "--output", "precious", "--overwrite", "true"], capsys)
+
+
+def test_a_tampered_prior_is_refused(capsys):
+    shutil.copytree(Path(IMAGES).parent, "prior")
+    weights = Path("prior/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "SHA-256" in failed(["--prior", "prior", *FAST], capsys)
+    weights.unlink()
+    assert "model.safetensors is missing" in failed(["--prior", "prior", *FAST], capsys)
+
+
+@pytest.mark.parametrize("launcher", ["inference/reconstruct.py", "training/train.py"])
+def test_the_launchers_run_as_scripts(launcher):
+    script = Path(__file__).parents[2] / launcher
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    assert "--config" in done.stdout or "fit" in done.stdout
