@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler
-from dpnp_inference.dpnp import DPnP, SamplingError
+from dpnp_inference.dpnp import DPnP, SamplingError, image_shape_of
 from dpnp_inference.files import check_output, read_image, read_tensor, save_array, to_image_units
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
@@ -167,7 +167,7 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
 
     truth = None
     if settings.image is not None:
-        image = read_image(settings.image, settings.index, card.image_shape, card, settings.key)
+        image = read_image(settings.image, settings.index, image_shape_of(prior, forward_model), card, settings.key)
         truth = image.to(device=device, dtype=dtype)
         generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2**32))  # no chain has this index
         y = forward_model.simulate(truth[None], generator=generator)[0]

@@ -71,7 +71,7 @@ class DPnP:
     Prior and forward model must be on one device.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or an operator for another number of channels than the prior's.
         TypeError: ``proximal="auto"`` and the forward model allows no sampler.
     """
 
@@ -87,6 +87,7 @@ class DPnP:
     ) -> None:
         self.prior, self.forward_model, self.dtype = prior, forward_model, dtype
         self.device = next((t.device for t in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
+        self.image_shape = image_shape_of(prior, forward_model)
         self.dds = make_dds(dds)
         if isinstance(proximal, str):
             if proximal != "auto":
@@ -106,7 +107,7 @@ class DPnP:
 
     def blank(self, chains: int = 1) -> Tensor:
         """Zeros ``(chains, C, H, W)`` of the dtype and on the device that sampling uses."""
-        return torch.zeros((chains, *self.prior.image_shape), dtype=self.dtype, device=self.device)
+        return torch.zeros((chains, *self.image_shape), dtype=self.dtype, device=self.device)
 
     def sample(
         self,
@@ -144,7 +145,7 @@ class DPnP:
         size = chains if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size = {batch_size}; it must be at least 1")
-        self.forward_model.check_measurement(y, self.prior.image_shape, dtype=self.dtype, device=self.device)
+        self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
         start = time.perf_counter()
         batches = [range(first, min(first + size, chains)) for first in range(0, chains, size)]
@@ -206,6 +207,22 @@ class DPnP:
         low = min(top, max(self.prior.sigma_min, 1e-2 * self.prior.spread))
         levels = karras_levels(top, low, START_CALLS)
         return solve(self.prior, top * generator.normal_like(like), levels), START_CALLS
+
+
+def image_shape_of(prior: Denoiser, forward_model: ForwardModel) -> tuple[int, int, int]:
+    """``(C, H, W)`` of the images to draw: what the operator takes if it says so, else what the prior was trained at.
+
+    Raises:
+        ValueError: the operator takes images of another number of channels than the prior's.
+    """
+    shape = forward_model.operator.image_shape
+    if shape is None:
+        return prior.image_shape
+    if shape[0] != prior.image_shape[0]:
+        raise ValueError(
+            f"the operator takes images of shape {shape}, the prior was trained at {prior.image_shape} (C, H, W)"
+        )
+    return shape
 
 
 class _Record:

@@ -89,7 +89,7 @@ def read_image(
     Args:
         file: as for :func:`read_tensor`; ``(H, W)``, ``(C, H, W)``, or a stack of them.
         index: which image of a stack.
-        image_shape: ``(C, H, W)`` of the prior.
+        image_shape: ``(C, H, W)`` that is needed.
         card: of the prior.
         key: as for :func:`read_tensor`.
 
@@ -97,7 +97,7 @@ def read_image(
         ``(C, H, W)`` float32.
 
     Raises:
-        ValueError: its shape is not the prior's, ``index`` is too large, or a value is not finite.
+        ValueError: it has another shape, ``index`` is too large, or a value is not finite.
     """
     x = read_tensor(file, key)
     for shape in (image_shape, image_shape[1:]) if image_shape[0] == 1 else (image_shape,):
@@ -105,9 +105,7 @@ def read_image(
             stack = x.reshape(-1, *image_shape)
             break
     else:
-        raise ValueError(
-            f"{file} has shape {tuple(x.shape)}; the prior takes {image_shape} (C, H, W) or a stack of them"
-        )
+        raise ValueError(f"{file} has shape {tuple(x.shape)}; needed is {image_shape} (C, H, W) or a stack of them")
     if not 0 <= index < len(stack):
         raise ValueError(f"index = {index}; {file} holds {len(stack)} images")
     image = to_image_units(stack[index], card)

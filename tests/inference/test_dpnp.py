@@ -6,8 +6,11 @@ import torch
 from dpnp_inference import DDSDDIM, DDSDDPM, MALA, Annealing, ClosedForm, DPnP, PerturbAndSolve, SamplingError
 from dpnp_shared.analytic import GaussianMixturePrior, GaussianPrior
 from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.networks import UNet
 from dpnp_shared.noise import GaussianNoise
 from dpnp_shared.operators import MatrixOperator, PhaseRetrieval, RandomInpainting
+from dpnp_shared.preconditioning import EDM
+from dpnp_shared.prior import Prior, PriorCard
 
 SHAPE = (1, 1, 3)
 A = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.6, -0.8]], dtype=torch.float64)
@@ -205,3 +208,16 @@ def test_three_channels_and_one_chain():
     assert posterior.samples.shape == (1, 1, *shape)
     seen = ~inpainting.operator.unseen.expand(shape)
     assert float((posterior.mean - y)[seen].abs().max()) < 0.3
+
+
+def test_a_convolutional_prior_draws_images_of_the_operators_size():
+    torch.manual_seed(0)
+    network = UNet(2, widths=(8, 8), blocks=1, attention=(1,), head_channels=4, embedding=8)
+    prior = Prior(network, EDM(), PriorCard("test", (2, 8, 8))).eval().requires_grad_(False)
+    inpainting = ForwardModel(RandomInpainting((2, 11, 6)), GaussianNoise(0.05))
+    posterior = DPnP(prior, inpainting, annealing=Annealing(constant=0, decay=2, final=0)).sample(
+        torch.zeros(2, 11, 6), chains=2, seed=0
+    )
+    assert posterior.samples.shape == (2, 1, 2, 11, 6)
+    with pytest.raises(ValueError, match="was trained at"):
+        DPnP(prior, ForwardModel(RandomInpainting((1, 8, 8)), GaussianNoise(0.05)))
