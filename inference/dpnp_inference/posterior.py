@@ -144,6 +144,7 @@ class Posterior:
         staging = Path(tempfile.mkdtemp(prefix=".posterior.", dir=target))
         try:
             save_file({"samples": self.samples.contiguous()}, staging / SAMPLES)
+            (staging / SAMPLES).chmod(0o644)  # safetensors makes files that only their owner can read
             (staging / DIAGNOSTICS).write_text(json.dumps(self.diagnostics, indent=2) + "\n", encoding="utf-8")
             for name in (SAMPLES, DIAGNOSTICS):
                 os.replace(staging / name, target / name)

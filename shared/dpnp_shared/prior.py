@@ -171,6 +171,7 @@ class Prior(Denoiser):
             raise PriorError(f"{len(broken)} weights are not finite, the first is {broken[0]}; nothing was written")
         with staged_folder(target) as staging:
             save_file(weights, staging / WEIGHTS)
+            (staging / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner can read
             card = dataclasses.replace(self.card, sha256=_sha256(staging / WEIGHTS))
             config = {
                 "format_version": FORMAT_VERSION,

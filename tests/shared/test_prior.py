@@ -41,6 +41,7 @@ def test_round_trip_is_exact(tmp_path, preconditioning):
 
 def test_the_folder_is_what_the_contract_says(folder):
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())  # readable by the whole team
     config = json.loads((folder / "config.json").read_text())
     assert config["network"]["class_path"] == "dpnp_shared.networks.unet.UNet"
     assert config["card"]["sha256"] in (folder / "README.md").read_text()
