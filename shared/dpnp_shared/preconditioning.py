@@ -138,8 +138,6 @@ class DiscreteVP(VPSchedule):
         ValueError: an unknown schedule, or a β outside of (0, 1).
     """
 
-    log_sigmas: Tensor
-
     def __init__(
         self,
         steps: int = 1000,
@@ -162,7 +160,7 @@ class DiscreteVP(VPSchedule):
         if table.ndim != 1 or len(table) < 2 or not bool(((table > 0) & (table < 1)).all()):
             raise ValueError(f"betas must be at least two numbers in (0, 1), got {table.tolist()[:4]} …")
         alpha_bar = (1 - table).cumprod(0)
-        self.register_buffer("log_sigmas", ((1 - alpha_bar) / alpha_bar).log() / 2, persistent=False)
+        self.log_sigmas = ((1 - alpha_bar) / alpha_bar).log() / 2  # no buffer: a cast of the network must not touch it
         self.sigma_min, self.sigma_max = float(self.log_sigmas[0].exp()), float(self.log_sigmas[-1].exp())
         self.hyperparameters = (
             {"betas": [float(b) for b in betas]}
@@ -172,8 +170,9 @@ class DiscreteVP(VPSchedule):
 
     def time(self, sigma: Tensor) -> Tensor:
         """Fractional index into the table, in ``[0, T-1]``."""
-        table = self.log_sigmas.to(torch.float64)
-        log_sigma = sigma.to(torch.float64).log()
+        dtype = torch.float32 if sigma.device.type == "mps" else torch.float64
+        table = self.log_sigmas.to(device=sigma.device, dtype=dtype)
+        log_sigma = sigma.to(dtype).log()
         right = torch.searchsorted(table, log_sigma.contiguous()).clamp(1, len(table) - 1)
         left = right - 1
         fraction = (log_sigma - table[left]) / (table[right] - table[left])
@@ -216,8 +215,7 @@ class ContinuousVP(VPSchedule):
 
     def time(self, sigma: Tensor) -> Tensor:
         """``time_scale · t(σ)``."""
-        # the cancellation in √(β_min² + small) - β_min needs float64 at small σ
-        log1p = (sigma.to(torch.float64) ** 2).log1p()
+        log1p = (sigma**2).log1p()
         t = 2 * log1p / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * log1p).sqrt())
         return (self.time_scale * t).to(sigma.dtype)
 

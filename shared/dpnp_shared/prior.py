@@ -106,7 +106,7 @@ class PriorCard:
         header = "---\nlibrary_name: dpnp-imaging\ntags: [diffusion, score-based, inverse-problems, prior]\n---\n\n"
         text = f"{header}# {self.name}\n\nAn unconditional score network for posterior sampling with DPnP.\n\n| | |\n|---|---|\n{table}\n"
         usage = (
-            "\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained('path/to/this/folder')\n```\n"
+            "\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained("path/to/this/folder")\n```\n"
         )
         return text + usage + (f"\n{self.notes.strip()}\n" if self.notes else "")
 
@@ -240,8 +240,7 @@ def denoise(network: nn.Module, preconditioning: Preconditioning, x: Tensor, sig
     level = expand_sigma(sigma, x)
     c = preconditioning.coefficients(level)
     dtype = next(network.parameters()).dtype
-    noise = c.c_noise.flatten().expand(x.shape[0]).to(dtype)
-    output: Tensor = network((c.c_in * x).to(dtype), noise)
+    output: Tensor = network((c.c_in * x).to(dtype), c.c_noise.flatten().expand(x.shape[0]))
     return c.c_skip * x + c.c_out * output.to(x.dtype)
 
 

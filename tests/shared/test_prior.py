@@ -154,8 +154,19 @@ def test_other_dtypes_and_sizes():
     x = torch.randn(1, 2, 8, 6, dtype=torch.float64)
     assert prior(x, 1.0).dtype == torch.float64
     assert prior(torch.randn(2, 2, 11, 5), 1.0).shape == (2, 2, 11, 5)
-    prior.to(torch.bfloat16)
-    torch.testing.assert_close(prior(x, 1.0), make()(x, 1.0), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("preconditioning", [EDM, VPEpsilon])
+def test_a_network_in_half_precision_still_knows_its_noise_level(preconditioning):
+    x = torch.randn(1, 2, 8, 6)
+    exact, half = make(preconditioning()), make(preconditioning()).to(torch.bfloat16)
+    for sigma in (0.03, 1.0, 40.0):
+        torch.testing.assert_close(half(x, sigma), exact(x, sigma), rtol=0.05, atol=0.05 * (1 + sigma))
+    times = []
+    half.network.register_forward_pre_hook(lambda module, inputs: times.append(float(inputs[1])))
+    half(x, 1.0)
+    exact_time = float(exact.preconditioning.coefficients(torch.tensor([1.0])).c_noise)
+    assert times == [pytest.approx(exact_time, rel=1e-6)]
 
 
 def test_score_is_tweedies():

@@ -118,7 +118,8 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
         h = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
-        embedding = self.embed(noise.to(x.dtype))
+        sinusoids, project = self.embed[0], self.embed[1:]
+        embedding = project(sinusoids(noise).to(x.dtype))  # in the network's precision only now
         h = self.stem(h)
         skips = [h]
         for layer in self.down:
@@ -191,19 +192,17 @@ class Upsample(nn.Module):
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of a number (Vaswani et al. 2017), frequencies from 1 down to ``1/max_period``.
 
-    The number is multiplied by ``scale`` first: a ``c_noise`` of log σ / 4 spans only a few units, a DDPM time a thousand.
+    They are computed in the number's own precision: a DDPM time of a thousand would not survive half precision.
     """
-
-    frequencies: Tensor
 
     def __init__(self, dim: int, max_period: float = 10_000.0) -> None:
         super().__init__()
-        exponent = torch.arange(dim // 2) / (dim // 2)
-        self.register_buffer("frequencies", torch.exp(-math.log(max_period) * exponent), persistent=False)
+        self.dim, self.max_period = dim, max_period
 
     def forward(self, t: Tensor) -> Tensor:
         """``t`` (B,) → (B, dim)."""
-        angles = t[:, None] * self.frequencies.to(t.dtype)
+        exponent = torch.arange(self.dim // 2, dtype=t.dtype, device=t.device) / (self.dim // 2)
+        angles = t[:, None] * torch.exp(-math.log(self.max_period) * exponent)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
