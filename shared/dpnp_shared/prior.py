@@ -106,7 +106,7 @@ class PriorCard:
         header = "---\nlibrary_name: dpnp-imaging\ntags: [diffusion, score-based, inverse-problems, prior]\n---\n\n"
         text = f"{header}# {self.name}\n\nAn unconditional score network for posterior sampling with DPnP.\n\n| | |\n|---|---|\n{table}\n"
         usage = (
-            "\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained("path/to/this/folder")\n```\n"
+            '\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained("path/to/this/folder")\n```\n'
         )
         return text + usage + (f"\n{self.notes.strip()}\n" if self.notes else "")
 
