@@ -186,6 +186,23 @@ def test_a_chain_does_not_depend_on_its_batch(sampler):
     torch.testing.assert_close(alone[0], z[2], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("sampler", [ClosedForm(), PerturbAndSolve(), MALA(steps=5, warmup=5)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_keep_their_dtype(sampler, dtype):
+    model, y, x = one_problem(operators()["matrix"], GaussianNoise(0.3))
+    state = sampler.init(model.to(dtype), y.to(dtype), x.to(dtype))
+    _, z, _ = sampler.step(state, x.to(dtype), 0.7, generator=ChainGenerators(0, range(1)))
+    assert z.dtype == dtype
+
+
+def test_mala_leaves_a_start_of_zero_likelihood():
+    model = ForwardModel(MatrixOperator(torch.eye(D, dtype=torch.float64), SHAPE), Cliff())
+    x = torch.full((1, *SHAPE), 0.49, dtype=torch.float64)
+    state = MALA().init(model, torch.zeros(D).double(), x + 0.1)  # beyond the cliff
+    _, z, _ = MALA().step(state, x - 3.0, 0.3, generator=ChainGenerators(0, range(1)))
+    assert float(z.max()) <= 0.5
+
+
 def test_conjugate_gradients_report_what_they_did_not_reach():
     diagonal = torch.logspace(0, 6, D, dtype=torch.float64).reshape(1, *SHAPE)
     b = torch.ones(2, *SHAPE, dtype=torch.float64)

@@ -84,6 +84,7 @@ class MALA:
         z, log_s = state.z, state.log_s
         adapt = self.warmup if state.eta != eta else 0
         log_l, gradient = value_and_gradient(state.forward_model, z, state.y)
+        gradient = torch.where(torch.isfinite(gradient), gradient, 0.0)  # of a start that no proposal led to
         accepted, non_finite = torch.zeros_like(log_s), torch.zeros_like(log_s)
         for i in range(adapt + self.steps):
             s = _as_column(log_s.exp(), x)
@@ -98,17 +99,16 @@ class MALA:
             log_ratio += (_square(z - x) - _square(z_new - x)) / (2 * eta**2)
             log_ratio += (_square(z_new - mean) - _square(z - mean_back)) / (2 * c.flatten() ** 2)
             u = generator.uniform(dtype=x.dtype, device=x.device)
-            finite = torch.isfinite(log_ratio) & torch.isfinite(gradient_new).flatten(1).all(1)
-            # a chain that starts where the likelihood is zero takes the first finite proposal
-            accept = finite & (u.log() < log_ratio) | (torch.isfinite(log_l_new) & ~torch.isfinite(log_l))
+            finite = torch.isfinite(log_l_new) & torch.isfinite(gradient_new).flatten(1).all(1)
+            # a chain that starts where the likelihood is zero or undefined takes the first finite proposal
+            accept = finite & ((u.log() < log_ratio) | ~torch.isfinite(log_l))
             keep = _as_column(accept, x)
             z = torch.where(keep, z_new, z)
             gradient = torch.where(keep, gradient_new, gradient)
             log_l = torch.where(accept, log_l_new, log_l)
             if i < adapt:  # Robbins-Monro on the log of the step size
-                probability = torch.where(finite, log_ratio.clamp(max=0).exp(), 0.0)
-                log_s = log_s + 2 * (probability - self.target) / (1 + i) ** 0.5
-                log_s = log_s.clamp(-20.0, 3.0)
+                probability = torch.where(finite, log_ratio.clamp(max=0).exp().nan_to_num(1.0), 0.0)
+                log_s = (log_s + 2 * (probability - self.target) / (1 + i) ** 0.5).clamp(-20.0, 3.0).to(log_s)
             else:
                 accepted += accept.to(accepted)
                 non_finite += (~finite).to(non_finite)
