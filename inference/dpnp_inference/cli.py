@@ -10,6 +10,7 @@ import logging
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from rich.logging import RichHandler
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler
@@ -49,7 +50,7 @@ def reconstruct(
     prior: str = BUNDLED,
     measurement: str | None = None,
     image: str | None = None,
-    operator: Operator | nn.Module | Callable | None = None,  # type: ignore[type-arg] # jsonargparse wants it bare
+    operator: Operator | Callable | None = None,  # type: ignore[type-arg] # jsonargparse wants it bare
     noise: Noise | None = None,
     dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim",
     proximal: Literal["auto"] | ProximalSampler = "auto",
@@ -64,7 +65,7 @@ def reconstruct(
     key: str | None = None,
     device: str = "auto",
     precision: Precision = "float32",
-    output: str = "outputs/demo",
+    output: str | None = None,
     overwrite: bool = False,
     trusted_modules: list[str] | None = None,
 ) -> None:
@@ -89,7 +90,7 @@ def reconstruct(
         key: name of the array in a file that holds several.
         device: auto, cpu, cuda, cuda:1, mps, …
         precision: float32 and float64 for everything; bfloat16 and float16 for the network alone.
-        output: folder to write.
+        output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
         overwrite: replace an earlier run in that folder.
         trusted_modules: modules outside of this package whose network classes a prior may name.
     """
@@ -147,7 +148,9 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
         raise ValueError(
             "measurement and image were both given; give a measurement, or a clean image to simulate one from"
         )
-    settings.overwrite = settings.overwrite or not arguments
+    if settings.output is None:
+        settings.output = "outputs/demo" if demo else time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
+        settings.overwrite = settings.overwrite or demo
     check_output(settings.output, overwrite=settings.overwrite)
     device = _device(settings.device)
     prior = Prior.from_pretrained(settings.prior, trusted_modules=settings.trusted_modules or ())
