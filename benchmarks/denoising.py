@@ -37,8 +37,9 @@ def main() -> None:
     parser.add_argument("--update-card", action="store_true")
     arguments = parser.parse_args()
     prior = Prior.from_pretrained(arguments.prior)
-    data = ImageData(arguments.source, split="test", validation_fraction=0.5, root=arguments.data)
-    images = data._images("test")
+    data = ImageData(arguments.source, split="test", validation_split="test", root=arguments.data)
+    data.setup("validate")
+    images = data.validation_set
     x_0 = torch.stack([images[i] for i in range(min(arguments.images, len(images)))])
     print(f"| σ | RMSE on {len(x_0)} test images |\n|---|---|")
     metrics = {}
