@@ -11,15 +11,9 @@ beside it.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from pathlib import Path
-
 import numpy as np
 import torch
+from runner import parser, run_cells, write_table
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
@@ -31,7 +25,6 @@ from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise
 from dpnp_shared.operators import DitheredQuantisation, GaussianBlur, PhaseRetrieval, RandomInpainting, SuperResolution
 from dpnp_shared.prior import Prior, locate
 
-RESULTS = Path(__file__).parent / "results"
 SHAPE = (1, 28, 28)
 DDS = ("ddim", "ddpm")
 CHAINS = {"inpainting": 39}  # 19 elsewhere; with 39 and with 19 draws order statistics give 90% exactly
@@ -63,9 +56,8 @@ def simulate(problem: str, truth: Tensor, seed: int) -> tuple[ForwardModel, Tens
     return model, model.simulate(truth[None], generator=torch.Generator().manual_seed(1000 + seed))[0]
 
 
-def _start(prior: str, jobs: int) -> None:
+def start(prior: str) -> None:
     """Prepare a worker process."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     global PRIOR, IMAGES
     PRIOR = Prior.from_pretrained(prior)
     IMAGES = to_image_units(read_tensor(locate("fashion_mnist") / "test_images.npz"), PRIOR.card)[:, None]
@@ -128,40 +120,21 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="fashion_mnist")
-    parser.add_argument("--images", type=int, default=20, help="the first so many bundled test images")
-    parser.add_argument("--problems", nargs="+", default=PROBLEMS, choices=PROBLEMS)
-    parser.add_argument("--dds", nargs="+", default=DDS, choices=DDS)
-    parser.add_argument("--jobs", type=int, default=2, help="images at a time, each on its share of the cores")
-    parser.add_argument("--output", type=Path, default=RESULTS / "reconstruction.json")
-    arguments = parser.parse_args()
-    prior = Prior.from_pretrained(arguments.prior)
-    record = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    header = {"prior": prior.card.sha256}
-    if record.get("header", header) != header:
-        parser.error(
-            f"{arguments.output} holds results of {record['header']}, not of {header}; remove it or choose --output"
-        )
-    results = record.get("results", {})
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    cells = [
-        (problem, sampler, seed)
+    options = parser(__doc__, "reconstruction")
+    options.add_argument("--prior", default="fashion_mnist")
+    options.add_argument("--images", type=int, default=20, help="the first so many bundled test images")
+    options.add_argument("--problems", nargs="+", default=PROBLEMS, choices=PROBLEMS)
+    options.add_argument("--dds", nargs="+", default=DDS, choices=DDS)
+    arguments = options.parse_args()
+    cells = {
+        f"{problem}/{sampler}/{seed}": (problem, sampler, seed)
         for seed in range(arguments.images)
         for problem in arguments.problems
         for sampler in (*arguments.dds, *(["biharmonic"] if problem == "inpainting" else []))
-        if f"{problem}/{sampler}/{seed}" not in results
-    ]
-    with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), _start, (arguments.prior, arguments.jobs)) as pool:
-        futures = {pool.submit(run_cell, *cell): "/".join(map(str, cell)) for cell in cells}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            staged = arguments.output.with_suffix(".tmp")
-            staged.write_text(json.dumps({"header": header, "results": results}, indent=1, sort_keys=True) + "\n")
-            os.replace(staged, arguments.output)
-    text = table(results)
-    arguments.output.with_suffix(".md").write_text(text)
-    print(text)
+    }
+    header = {"prior": Prior.from_pretrained(arguments.prior).card.sha256}
+    results = run_cells(run_cell, cells, arguments, header=header, start=start, start_arguments=(arguments.prior,))
+    write_table(arguments, table(results))
 
 
 if __name__ == "__main__":

@@ -53,3 +53,26 @@ def coverage(
     if inside.numel() == 0:
         raise ValueError("where selects no pixel")
     return float(inside.to(torch.float64).mean()), exact
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 1000, seed: int = 0) -> float:
+    r"""Sliced Wasserstein-1 distance of two sets of draws, the mean over random unit directions u of :math:`W_1(u^T a, u^T b)`.
+
+    Args:
+        a: ``(n, …)``, in any units.
+        b: ``(n, …)``, as many draws of as many entries.
+        projections: number of directions.
+        seed: of the directions.
+
+    Returns:
+        The distance, in the units of the draws.
+
+    Raises:
+        ValueError: the sets differ in shape.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; they must be equal")
+    a, b = a.flatten(1).to(torch.float64), b.flatten(1).to(torch.float64)
+    u = torch.randn(a.shape[1], projections, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(a)
+    u = u / u.norm(dim=0)
+    return float(((a @ u).sort(0).values - (b @ u).sort(0).values).abs().mean())
