@@ -14,7 +14,8 @@ class ProximalInfo(NamedTuple):
     """What one draw did.
 
     Attributes:
-        forward_calls: evaluations of the forward map (adjoints and gradients count as one each), on the whole batch.
+        forward_calls: evaluations of the forward map (adjoints and gradients count as one each), on the whole batch; where
+            chains need different numbers of them, their mean, rounded up.
         acceptance: fraction of accepted proposals of each chain ``(B,)``; ``None`` for samplers without proposals.
         residual: relative residual of the linear solve of each chain ``(B,)``; ``None`` where nothing is solved.
         non_finite: proposals of each chain ``(B,)`` that were rejected because the likelihood or its gradient was not
@@ -32,7 +33,7 @@ class ProximalSampler(Protocol):
 
     @property
     def exact_splitting(self) -> bool:
-        """Whether it takes the splitting's own noise out of the likelihood where it can (see :class:`ClosedForm`)."""
+        """Whether it takes the splitting's own noise out of the likelihood where it can (see :meth:`split_variance`)."""
         ...
 
     def init(self, forward_model: ForwardModel, y: Tensor, x: Tensor) -> Any:
@@ -61,5 +62,26 @@ class ProximalSampler(Protocol):
 
         Returns:
             The new state, the draw ``z`` shaped like ``x``, and what it did.
+        """
+        ...
+
+    def select(self, state: Any, index: Tensor) -> Any:
+        """State of some of the chains, so that particles can be resampled and replicas swapped.
+
+        Args:
+            state: of a batch of chains.
+            index: which of them ``(N,)``, in the new order, as whole numbers; a chain may be taken several times.
+
+        Returns:
+            The state of a batch of N chains.
+        """
+        ...
+
+    def split_variance(self, state: Any) -> float:
+        r"""Largest part of :math:`\eta^2`, in squared image units, that is taken out of the likelihood.
+
+        With e this part, the law of x that draws at coupling η aim at has the likelihood of noise covariance
+        :math:`R + \max(\eta^2 - e, 0)\, A A^T`, which is the model's own for :math:`\eta^2 \le e`. Samplers without exact
+        splitting give 0, and infinity is what a forward map that is 0 everywhere allows.
         """
         ...
