@@ -5,9 +5,14 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from dpnp_inference import MALA, ChainGenerators, ClosedForm, PerturbAndSolve
-from dpnp_inference.proximal import choose_proximal
-from dpnp_inference.proximal.perturb_and_solve import conjugate_gradients
+from dpnp_inference import ChainGenerators
+from dpnp_inference.proximal import HMC, MALA, ClosedForm, EllipticalSlice, PerturbAndSolve, choose_proximal
+from dpnp_inference.proximal.perturb_and_solve import (
+    chebyshev_root,
+    conjugate_gradients,
+    largest_eigenvalue,
+    matrix_polynomial,
+)
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise, Noise
 from dpnp_shared.operators import (
@@ -22,6 +27,13 @@ from dpnp_shared.operators import (
 
 SHAPE = (1, 4, 6)
 D = 24
+KERNELS = (
+    ClosedForm(),
+    PerturbAndSolve(),
+    MALA(steps=10, warmup=10),
+    HMC(steps=3, leapfrogs=4, warmup=5),
+    EllipticalSlice(steps=10),
+)
 
 
 def operators() -> dict[str, LinearOperator]:
@@ -34,12 +46,10 @@ def operators() -> dict[str, LinearOperator]:
     }
 
 
-def dense_law(model: ForwardModel, y: torch.Tensor, x: torch.Tensor, eta: float, *, exact_splitting: bool = False):
-    """Mean (d,) and covariance (d, d) of the proximal law, by dense linear algebra."""
+def dense_law(model: ForwardModel, y: torch.Tensor, x: torch.Tensor, eta: float, *, split: float = 0.0):
+    """Mean (d,) and covariance (d, d) of the proximal law for noise covariance R - split AA^T, by dense linear algebra."""
     A, R = model.linear_gaussian_dense(SHAPE)
-    if exact_splitting:
-        R = R - eta**2 * A @ A.T
-    precision = torch.linalg.inv(R + 1e-12 * torch.eye(len(R)).double())
+    precision = torch.linalg.inv(R - split * A @ A.T + 1e-12 * torch.eye(len(R)).double())
     covariance = torch.linalg.inv(A.T @ precision @ A + torch.eye(D).double() / eta**2)
     return covariance @ (A.T @ precision @ y.flatten() + x.flatten() / eta**2), covariance
 
@@ -70,17 +80,31 @@ def one_problem(operator, noise):
         (ClosedForm(exact_splitting=False), 0.2),
         (ClosedForm(exact_splitting=False), 2.0),
         (ClosedForm(), 0.1),
+        (PerturbAndSolve(exact_splitting=False), 0.7),
+        (PerturbAndSolve(exact_splitting=False, tolerance=1e-8), 5.0),
+        (PerturbAndSolve(), 0.1),
+        (PerturbAndSolve(), 0.25),
         (PerturbAndSolve(), 0.7),
         (PerturbAndSolve(tolerance=1e-8), 5.0),
     ],
-    ids=["closed-0.2", "closed-2", "splitting-0.1", "cg-0.7", "cg-5"],
+    ids=[
+        "closed-0.2",
+        "closed-2",
+        "splitting-0.1",
+        "cg-0.7",
+        "cg-5",
+        "cg-split-0.1",
+        "cg-split-0.25",
+        "cg-split-0.7",
+        "cg-split-5",
+    ],
 )
 def test_law_of_linear_gaussian_models(name, sampler, eta):
     model, y, x = one_problem(operators()[name], GaussianNoise(0.3))
     n = 2000
     state = sampler.init(model, y, x)
     _, z, info = sampler.step(state, x.expand(n, -1, -1, -1), eta, generator=ChainGenerators(0, range(n)))
-    mean, covariance = dense_law(model, y, x, eta, exact_splitting=sampler.exact_splitting and eta == 0.1)
+    mean, covariance = dense_law(model, y, x, eta, split=min(eta**2, sampler.split_variance(state)))
     check_law(z.reshape(n, D), mean, covariance)
     if info.residual is not None:
         assert float(info.residual.max()) <= sampler.tolerance
@@ -91,13 +115,15 @@ def test_coloured_noise():
     root = torch.randn(5, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64) / 4
     covariance = root @ root.T + 0.05 * torch.eye(5).double()
     model, y, x = one_problem(MatrixOperator(A, SHAPE), GaussianNoise(covariance=covariance))
-    mean, expected = dense_law(model, y, x, 0.6)
-    for sampler in (ClosedForm(exact_splitting=False), PerturbAndSolve(tolerance=1e-8)):
-        n = 2000
-        _, z, _ = sampler.step(
-            sampler.init(model, y, x), x.expand(n, -1, -1, -1), 0.6, generator=ChainGenerators(0, range(n))
-        )
-        check_law(z.reshape(n, D), mean, expected)
+    for sampler in (
+        ClosedForm(exact_splitting=False),
+        PerturbAndSolve(exact_splitting=False, tolerance=1e-8),
+        PerturbAndSolve(tolerance=1e-8),
+    ):
+        n, state = 2000, sampler.init(model, y, x)
+        for eta in (0.1, 0.6):
+            _, z, _ = sampler.step(state, x.expand(n, -1, -1, -1), eta, generator=ChainGenerators(0, range(n)))
+            check_law(z.reshape(n, D), *dense_law(model, y, x, eta, split=min(eta**2, sampler.split_variance(state))))
 
 
 def test_exact_splitting_pins_seen_pixels_at_the_noise_level():
@@ -112,7 +138,8 @@ def test_closed_form_survives_float32_at_large_eta():
     A = torch.randn(4, D, generator=torch.Generator().manual_seed(3)) / 5
     model = ForwardModel(MatrixOperator(A, SHAPE), GaussianNoise(0.01)).float()
     y, x = 5 * torch.ones(4), torch.full((2000, *SHAPE), 3.0)
-    _, z, _ = ClosedForm().step(ClosedForm().init(model, y, x), x, 20.0, generator=ChainGenerators(0, range(2000)))
+    sampler = ClosedForm(exact_splitting=False)
+    _, z, _ = sampler.step(sampler.init(model, y, x), x, 20.0, generator=ChainGenerators(0, range(2000)))
     residual = (model.operator(z) - y) / 0.01
     assert float(residual.square().mean()) == pytest.approx(1.0, rel=0.1)
 
@@ -177,7 +204,7 @@ def test_non_finite_proposals_are_rejected_and_counted():
     assert float(infos[-1].acceptance.min()) > 0
 
 
-@pytest.mark.parametrize("sampler", [ClosedForm(), PerturbAndSolve(), MALA(steps=10, warmup=10)], ids=repr)
+@pytest.mark.parametrize("sampler", KERNELS, ids=lambda sampler: type(sampler).__name__)
 def test_a_chain_does_not_depend_on_its_batch(sampler):
     model, y, _ = one_problem(operators()["matrix"], GaussianNoise(0.3))
     x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -186,7 +213,7 @@ def test_a_chain_does_not_depend_on_its_batch(sampler):
     torch.testing.assert_close(alone[0], z[2], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("sampler", [ClosedForm(), PerturbAndSolve(), MALA(steps=5, warmup=5)], ids=repr)
+@pytest.mark.parametrize("sampler", KERNELS, ids=lambda sampler: type(sampler).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_images_keep_their_dtype(sampler, dtype):
     model, y, x = one_problem(operators()["matrix"], GaussianNoise(0.3))
@@ -201,6 +228,53 @@ def test_mala_leaves_a_start_of_zero_likelihood():
     state = MALA().init(model, torch.zeros(D).double(), x + 0.1)  # beyond the cliff
     _, z, _ = MALA().step(state, x - 3.0, 0.3, generator=ChainGenerators(0, range(1)))
     assert float(z.max()) <= 0.5
+
+
+def test_small_eta_needs_no_solve():
+    model, y, x = one_problem(_Plain(operators()["matrix"]), GaussianNoise(0.3))
+    sampler = PerturbAndSolve()
+    state = sampler.init(model, y, x)
+    largest = 0.9 * 0.3 / operators()["matrix"].norm()
+    assert sampler.split_variance(state) == pytest.approx(largest**2, rel=1e-3)
+    _, _, info = sampler.step(state, x, 0.99 * largest, generator=ChainGenerators(0, range(1)))
+    assert info.residual is None
+    assert info.forward_calls <= 3 + 2 * 15
+    _, _, info = sampler.step(state, x, 1.1 * largest, generator=ChainGenerators(0, range(1)))
+    assert info.residual is not None
+    blind = ForwardModel(MatrixOperator(torch.zeros(3, D, dtype=torch.float64), SHAPE), GaussianNoise(0.3))
+    state = sampler.init(blind, torch.zeros(3).double(), x)
+    assert math.isinf(sampler.split_variance(state))
+    _, z, _ = sampler.step(state, x.expand(2000, -1, -1, -1), 2.0, generator=ChainGenerators(0, range(2000)))
+    check_law(z.reshape(2000, D), x.flatten(), 4 * torch.eye(D).double())
+    assert PerturbAndSolve(exact_splitting=False).init(model, y, x).split_variance == 0
+
+
+@pytest.mark.parametrize("high", [0.0, 1e-4, 0.3, 0.81])
+def test_chebyshev_square_root(high):
+    coefficients = chebyshev_root(high)
+    assert len(coefficients) - 1 <= 14
+    diagonal = torch.linspace(0, high, D, dtype=torch.float64).reshape(1, *SHAPE)
+    v = torch.ones(3, *SHAPE, dtype=torch.float64)
+    root = matrix_polynomial(lambda v: diagonal * v, coefficients, high, v)
+    torch.testing.assert_close(root, (1 - diagonal).sqrt().expand_as(v), rtol=0, atol=1e-6)
+
+
+def test_largest_eigenvalue_of_a_crowded_spectrum():
+    diagonal = torch.linspace(0, 7, D, dtype=torch.float64).reshape(1, *SHAPE)
+    assert 0.95 * 7 < largest_eigenvalue(lambda v: diagonal * v, torch.zeros(1, *SHAPE).double()) <= 7
+    assert largest_eigenvalue(lambda v: 0 * v, torch.zeros(1, *SHAPE).double()) == 0
+
+
+@pytest.mark.parametrize("sampler", KERNELS, ids=lambda sampler: type(sampler).__name__)
+def test_select_takes_chains_along(sampler):
+    model, y, _ = one_problem(operators()["matrix"], GaussianNoise(0.3))
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state, _, _ = sampler.step(sampler.init(model, y, x), x, 0.7, generator=ChainGenerators(7, range(4)))
+    index = torch.tensor([2, 0, 2])
+    for eta in (0.7, 0.5):
+        _, z, _ = sampler.step(sampler.select(state, index), x[index], eta, generator=ChainGenerators(9, [12, 10, 12]))
+        _, whole, _ = sampler.step(state, x, eta, generator=ChainGenerators(9, range(10, 14)))
+        torch.testing.assert_close(z, whole[index], rtol=1e-10, atol=1e-10)
 
 
 def test_conjugate_gradients_report_what_they_did_not_reach():
@@ -255,24 +329,30 @@ def test_auto_takes_the_most_exact_sampler(operator, noise, expected, word):
     assert word in reason
 
 
-def test_auto_refuses_what_nothing_can_do():
+def test_auto_needs_values_only():
     operator = PhaseRetrieval(SHAPE)
     operator.differentiable = False
     model = ForwardModel(operator, GaussianNoise(0.1))
-    with pytest.raises(TypeError, match="PhaseRetrieval"):
-        choose_proximal(model)
-    for sampler in (ClosedForm(), PerturbAndSolve(), MALA()):
+    sampler, reason = choose_proximal(model)
+    assert isinstance(sampler, EllipticalSlice)
+    assert "PhaseRetrieval" in reason
+    for refusing in (ClosedForm(), PerturbAndSolve(), MALA(), HMC()):
         with pytest.raises(TypeError, match="PhaseRetrieval"):
-            sampler.init(model, torch.zeros(1), torch.zeros(1, *SHAPE))
+            refusing.init(model, torch.zeros(1), torch.zeros(1, *SHAPE))
 
 
 def test_bad_arguments_are_named():
     for make, word in [
         (lambda: MALA(steps=0), "steps"),
         (lambda: MALA(target=1.0), "target"),
-        (lambda: MALA(exact_splitting=True), "exact_splitting"),
         (lambda: PerturbAndSolve(tolerance=0), "tolerance"),
-        (lambda: PerturbAndSolve(exact_splitting=True), "exact_splitting"),
+        (lambda: PerturbAndSolve(most_iterations=0), "most_iterations"),
+        (lambda: HMC(leapfrogs=0), "leapfrogs"),
+        (lambda: HMC(warmup=-1), "warmup"),
+        (lambda: HMC(target=0.0), "target"),
+        (lambda: HMC(first_step=-1.0), "first_step"),
+        (lambda: EllipticalSlice(steps=0), "steps"),
+        (lambda: EllipticalSlice(most_proposals=0), "most_proposals"),
     ]:
         with pytest.raises(ValueError, match=word):
             make()

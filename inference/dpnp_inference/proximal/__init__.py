@@ -3,7 +3,18 @@
 from dpnp_inference.proximal.auto import choose_proximal
 from dpnp_inference.proximal.base import ProximalInfo, ProximalSampler
 from dpnp_inference.proximal.closed_form import ClosedForm
+from dpnp_inference.proximal.elliptical_slice import EllipticalSlice
+from dpnp_inference.proximal.hmc import HMC
 from dpnp_inference.proximal.mala import MALA
 from dpnp_inference.proximal.perturb_and_solve import PerturbAndSolve
 
-__all__ = ["MALA", "ClosedForm", "PerturbAndSolve", "ProximalInfo", "ProximalSampler", "choose_proximal"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "ClosedForm",
+    "EllipticalSlice",
+    "PerturbAndSolve",
+    "ProximalInfo",
+    "ProximalSampler",
+    "choose_proximal",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpnp_inference.proximal.base import ProximalSampler
 from dpnp_inference.proximal.closed_form import ClosedForm
+from dpnp_inference.proximal.elliptical_slice import EllipticalSlice
 from dpnp_inference.proximal.mala import MALA
 from dpnp_inference.proximal.perturb_and_solve import PerturbAndSolve
 from dpnp_shared.forward_model import ForwardModel
@@ -17,15 +18,21 @@ def choose_proximal(forward_model: ForwardModel) -> tuple[ProximalSampler, str]:
 
     Returns:
         The sampler and one sentence for the log.
-
-    Raises:
-        TypeError: the model allows none of them.
     """
     model = f"{type(forward_model.operator).__name__} with {type(forward_model.noise).__name__}"
     if ClosedForm.supports(forward_model):
-        return ClosedForm(), f"closed form, because {model} is linear and Gaussian and its spectrum is known"
+        return ClosedForm(), (
+            "closed form with exact splitting: no bias for η ≤ σ/‖A‖, "
+            f"because {model} is linear and Gaussian and its spectrum is known"
+        )
     if PerturbAndSolve.supports(forward_model):
-        return PerturbAndSolve(), f"perturb and solve by conjugate gradients, because {model} is linear and Gaussian"
+        return PerturbAndSolve(), (
+            "perturb and solve by conjugate gradients with exact splitting: no bias for η ≤ 0.9 σ/‖A‖, "
+            f"because {model} is linear and Gaussian"
+        )
     if MALA.supports(forward_model):
         return MALA(), f"MALA with Metropolis step, because {model} is differentiable but not linear and Gaussian"
-    raise TypeError(f"{model} is neither linear and Gaussian nor differentiable; give a ProximalSampler for it")
+    return (
+        EllipticalSlice(),
+        f"elliptical slice sampling, because {model} gives values of its likelihood and no gradient",
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.proximal.base import ProximalInfo
+from dpnp_inference.proximal.likelihood import all_finite, as_column, square, value_and_gradient
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.forward_model import ForwardModel
 
@@ -53,15 +54,17 @@ class MALA:
     warmup: int = 20
     target: float = 0.574
     first_step: float = 0.1
-    exact_splitting: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.warmup < 0:
             raise ValueError(f"steps = {self.steps} must be positive and warmup = {self.warmup} at least 0")
         if not 0 < self.target < 1 or not self.first_step > 0:
             raise ValueError(f"target = {self.target} must be in (0, 1) and first_step = {self.first_step} positive")
-        if self.exact_splitting:
-            raise ValueError("exact_splitting = True needs a closed form; MALA draws with the likelihood itself")
+
+    @property
+    def exact_splitting(self) -> bool:
+        """False: it draws with the likelihood itself."""
+        return False
 
     @staticmethod
     def supports(forward_model: ForwardModel) -> bool:
@@ -87,7 +90,7 @@ class MALA:
         gradient = torch.where(torch.isfinite(gradient), gradient, 0.0)  # of a start that no proposal led to
         accepted, non_finite = torch.zeros_like(log_s), torch.zeros_like(log_s)
         for i in range(adapt + self.steps):
-            s = _as_column(log_s.exp(), x)
+            s = as_column(log_s.exp(), x)
             a = torch.exp(-s)
             b, c = -(eta**2) * torch.expm1(-s), eta * (-torch.expm1(-2 * s)).sqrt()
             mean = a * z + (1 - a) * x + b * gradient
@@ -96,13 +99,13 @@ class MALA:
             mean_back = a * z_new + (1 - a) * x + b * gradient_new
             # log of π(z') q(z | z') / (π(z) q(z' | z)), π(z) = L(z) N(z; x, η² I)
             log_ratio = log_l_new - log_l
-            log_ratio += (_square(z - x) - _square(z_new - x)) / (2 * eta**2)
-            log_ratio += (_square(z_new - mean) - _square(z - mean_back)) / (2 * c.flatten() ** 2)
+            log_ratio += (square(z - x) - square(z_new - x)) / (2 * eta**2)
+            log_ratio += (square(z_new - mean) - square(z - mean_back)) / (2 * c.flatten() ** 2)
             u = generator.uniform(dtype=x.dtype, device=x.device)
-            finite = torch.isfinite(log_l_new) & torch.isfinite(gradient_new).flatten(1).all(1)
+            finite = all_finite(log_l_new, gradient_new)
             # a chain that starts where the likelihood is zero or undefined takes the first finite proposal
             accept = finite & ((u.log() < log_ratio) | ~torch.isfinite(log_l))
-            keep = _as_column(accept, x)
+            keep = as_column(accept, x)
             z = torch.where(keep, z_new, z)
             gradient = torch.where(keep, gradient_new, gradient)
             log_l = torch.where(accept, log_l_new, log_l)
@@ -115,19 +118,10 @@ class MALA:
         info = ProximalInfo(adapt + self.steps + 1, accepted / self.steps, None, non_finite)
         return MALAState(state.forward_model, state.y, z, log_s, eta), z, info
 
+    def select(self, state: MALAState, index: Tensor) -> MALAState:
+        """See :class:`ProximalSampler`; a chain takes its step size along."""
+        return state._replace(z=state.z[index], log_s=state.log_s[index])
 
-def value_and_gradient(forward_model: ForwardModel, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of each chain ``(B,)`` and its gradient, shaped like ``z``."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_(True)
-        log_l = forward_model.log_likelihood(z, y)
-        (gradient,) = torch.autograd.grad(log_l.sum(), z)
-    return log_l.detach(), gradient
-
-
-def _square(v: Tensor) -> Tensor:
-    return v.square().flatten(1).sum(1)
-
-
-def _as_column(v: Tensor, x: Tensor) -> Tensor:
-    return v.reshape(-1, *[1] * (x.ndim - 1))
+    def split_variance(self, state: MALAState) -> float:
+        """See :class:`ProximalSampler`; always 0."""
+        return 0.0
