@@ -72,7 +72,7 @@ def report(results: dict[str, Any], arguments: argparse.Namespace) -> str:
             heads = [f"{level}, {name}" for name in names for level in levels]
             lines += [
                 f"Truths inside the intervals of {result.draws} draws, in per cent ± standard error over pairs; TARP: largest distance "
-                "of the expected coverage from the diagonal, ± its 99% band.\n",
+                "of the expected coverage from the diagonal, ± its 99.9% band.\n",
                 f"| problem | sampler | pairs | {' | '.join(heads)} | TARP | verdict | calls | seconds a pair |",
                 "|---" * (len(heads) + 7) + "|",
             ]

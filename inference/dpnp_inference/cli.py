@@ -1,17 +1,23 @@
 """``dpnp-reconstruct``: a prior, a forward model and a measurement go in, a posterior comes out.
 
-Without arguments it runs the bundled demo.
+Without arguments it runs the bundled demo. ``dpnp-reconstruct check`` asks, with the same options, whether the intervals of such a
+reconstruction hold what they promise.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import inspect
 import json
 import logging
 import platform
 import shlex
 import sys
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,20 +29,23 @@ from rich.logging import RichHandler
 from torch import Tensor
 
 from dpnp_inference.annealing import Annealing
+from dpnp_inference.calibration import assess, draw_calibration
+from dpnp_inference.check import PairProgress, PairStore, check_pairs
 from dpnp_inference.dds import DenoisingSampler
-from dpnp_inference.dpnp import DPnP, SamplingError, image_shape_of
-from dpnp_inference.files import check_output, read_image, read_tensor, save_array, to_image_units
+from dpnp_inference.dpnp import DPnP, SamplingError
+from dpnp_inference.files import MARKER, check_output, read_image, read_tensor, save_array, to_image_units
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
 from dpnp_inference.proximal import ProximalSampler
 from dpnp_inference.report import draw_picture
 from dpnp_inference.userfile import resolve_user_files
+from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise, Noise
 from dpnp_shared.operators import Operator, RandomInpainting
-from dpnp_shared.prior import Prior, PriorError
+from dpnp_shared.prior import Prior, PriorCard, PriorError, locate
 from dpnp_shared.randomness import derive_seed
 
 log = logging.getLogger(__name__)
@@ -44,56 +53,119 @@ log = logging.getLogger(__name__)
 BUNDLED = "fashion_mnist"
 TEST_IMAGES = "test_images.npz"
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
+# options that a check's pairs depend on; device and batch_size change speed only, and more pairs are more of the same
+CHECKED = ("prior", "operator", "noise", "dds", "proximal", "annealing", "seed", "precision", "draws_per_pair")
 
 
-def reconstruct(
-    prior: str = BUNDLED,
-    measurement: str | None = None,
-    image: str | None = None,
-    operator: Operator | Callable | None = None,  # type: ignore[type-arg] # jsonargparse wants it bare
-    noise: Noise | None = None,
-    dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim",
-    proximal: Literal["auto"] | ProximalSampler = "auto",
-    annealing: Literal["auto"] | Annealing = "auto",
-    chains: int = 39,
-    draws: int = 1,
-    thin: int = 1,
-    seed: int = 0,
-    batch_size: int | None = None,
-    level: float = 0.9,
-    index: int = 0,
-    key: str | None = None,
-    device: str = "auto",
-    precision: Precision = "float32",
-    output: str | None = None,
-    overwrite: bool = False,
-    trusted_modules: list[str] | None = None,
-) -> None:
-    """Draw from the posterior of an image and write the run's folder.
+@dataclass
+class Configuration:
+    """A prior, a forward model and a way to sample: what a reconstruction and its check have in common.
 
     Args:
-        prior: folder of a prior, the name of a bundled one, or a Hub id.
-        measurement: the measurement, a .npy, .npz, .pt or image file. Give this or ``image``.
-        image: a clean image (the same kinds of file) from which a measurement is simulated; its reconstruction is scored.
+        prior: folder of a prior, the name of a bundled one, or a Hub id; or an analytic prior by class_path and init_args.
         operator: noiseless forward map, by class_path and init_args, or path/to/file.py:Name for your own.
         noise: noise model, by class_path and init_args, or path/to/file.py:Name for your own.
         dds: denoising sampler.
         proximal: proximal sampler; auto takes the most exact one that the forward model allows.
         annealing: coupling schedule; auto takes its ends from the prior and the noise.
-        chains: independent chains.
-        draws: draws of each chain.
-        thin: iterations between two draws of a chain.
         seed: of all randomness, not negative.
         batch_size: chains that run together; all by default.
-        level: of the intervals whose coverage is reported.
-        index: which image of an image file that holds several.
-        key: name of the array in a file that holds several.
         device: auto, cpu, cuda, cuda:1, mps, …
         precision: float32 and float64 for everything; bfloat16 and float16 for the network alone.
-        output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
+        output: folder to write.
         overwrite: replace an earlier run in that folder.
         trusted_modules: modules outside of this package whose network classes a prior may name.
     """
+
+    prior: Denoiser | str = BUNDLED
+    operator: Operator | Callable | None = None  # type: ignore[type-arg] # jsonargparse wants it bare
+    noise: Noise | None = None
+    dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim"
+    proximal: Literal["auto"] | ProximalSampler = "auto"
+    annealing: Literal["auto"] | Annealing = "auto"
+    seed: int = 0
+    batch_size: int | None = None
+    device: str = "auto"
+    precision: Precision = "float32"
+    output: str | None = None
+    overwrite: bool = False
+    trusted_modules: list[str] | None = None
+
+    def sampler(self, *, demo: bool) -> tuple[DPnP, PriorCard]:
+        """The sampler on its device, and its prior's card.
+
+        Args:
+            demo: whether the demo's forward model stands in where none is given.
+
+        Raises:
+            ValueError: there is no forward model, or half of one.
+            PriorError: the prior cannot be loaded.
+        """
+        device = _device(self.device)
+        prior = self.prior
+        if isinstance(prior, str):
+            prior = Prior.from_pretrained(prior, trusted_modules=self.trusted_modules or ())
+        prior.to(device=device)
+        if next(prior.parameters(), None) is not None:  # closed forms keep their own precision
+            prior.to(dtype=getattr(torch, self.precision))
+        card = prior.card if isinstance(prior, Prior) else PriorCard(type(prior).__name__, prior.image_shape)
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
+        operator, noise = self.operator, self.noise
+        if demo and (operator is None) != (noise is None):
+            raise ValueError("operator and noise: give both or neither")
+        if demo and operator is None:
+            operator, noise = RandomInpainting(card.image_shape, missing=0.5, seed=0), GaussianNoise(0.05)
+        if operator is None or noise is None:
+            raise ValueError("operator and noise are both needed with a measurement or an image of your own")
+        dpnp = DPnP(
+            prior,
+            ForwardModel(operator, noise).to(device=device, dtype=dtype),
+            dds=self.dds,
+            proximal=self.proximal,
+            annealing=self.annealing,
+            dtype=dtype,
+        )
+        return dpnp, card
+
+
+@dataclass
+class Reconstruction(Configuration):
+    """Draw from the posterior of an image and write the run's folder.
+
+    Args:
+        measurement: the measurement, a .npy, .npz, .pt or image file. Give this or ``image``.
+        image: a clean image (the same kinds of file) from which a measurement is simulated; its reconstruction is scored.
+        chains: independent chains.
+        draws: draws of each chain.
+        thin: iterations between two draws of a chain.
+        level: of the intervals whose coverage is reported.
+        index: which image of an image file that holds several.
+        key: name of the array in a file that holds several.
+        output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
+    """
+
+    measurement: str | None = None
+    image: str | None = None
+    chains: int = 39
+    draws: int = 1
+    thin: int = 1
+    level: float = 0.9
+    index: int = 0
+    key: str | None = None
+
+
+@dataclass
+class Check(Configuration):
+    """Simulate pairs of truth and measurement, reconstruct each, and say whether the intervals cover what they should.
+
+    Args:
+        pairs: how many; finished ones are kept, so that an interrupted check goes on, and a later one with more pairs as well.
+        draws_per_pair: draws of each reconstruction, each by a chain of its own; 39 is the least that has 95% intervals.
+        output: folder to write; by default outputs/check_ and a number that is the same for the same configuration.
+    """
+
+    pairs: int = 100
+    draws_per_pair: int = 39
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -111,28 +183,56 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    parser = _parser()
+    kind: type[Check | Reconstruction] = Check if arguments[:1] == ["check"] else Reconstruction
+    given = arguments[1:] if kind is Check else arguments
+    parser = _parser(kind)
     try:
-        settings = parser.parse_args([_resolve_argument(argument) for argument in arguments])
+        settings = parser.parse_args([_resolve_argument(argument) for argument in given])
         built = parser.instantiate(settings)
-        _run(built, json.loads(parser.dump(settings, format="json")), arguments)
+        configuration = kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)})
+        config = json.loads(parser.dump(settings, format="json"))
+        if isinstance(configuration, Check):
+            _name_unused(settings)
+            _check(configuration, config, arguments)
+        else:
+            _reconstruct(configuration, config, arguments)
     except (PriorError, SamplingError, ValueError, TypeError, OSError, RuntimeError) as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
         sys.exit(f"dpnp-reconstruct: {error}")
 
 
-def _parser() -> ArgumentParser:
+def _parser(kind: type[Configuration]) -> ArgumentParser:
     set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text)))
+    command = "dpnp-reconstruct check" if kind is Check else "dpnp-reconstruct"
     parser = ArgumentParser(
-        prog="dpnp-reconstruct",
-        usage="dpnp-reconstruct [--config FILE] [options]; --help lists the options",
+        prog=command,
+        usage=f"{command} [--config FILE] [options]; --help lists the options",
         parser_mode="dpnp_yaml",
-        description="Draw from the posterior of an image. Without arguments: the bundled demo.",
+        description="Draw from the posterior of an image. Without arguments: the bundled demo. "
+        "'dpnp-reconstruct check' finds out whether the intervals hold what they promise."
+        if kind is Reconstruction
+        else "Do the intervals of a reconstruction hold what they promise? Truths are drawn from the prior, measured, and "
+        "reconstructed. Without arguments: the bundled demo's configuration.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    parser.add_function_arguments(reconstruct)
+    parser.add_class_arguments(kind)
+    if kind is Check:  # a reconstruction's config file is taken as it is
+        for field in _unused():
+            parser.add_argument(f"--{field.name}", type=Any, default=field.default, help=SUPPRESS)
     return parser
+
+
+def _unused() -> list[dataclasses.Field[Any]]:
+    """A reconstruction's options that its check has no use for."""
+    known = {field.name for field in dataclasses.fields(Check)}
+    return [field for field in dataclasses.fields(Reconstruction) if field.name not in known]
+
+
+def _name_unused(settings: Namespace) -> None:
+    names = [field.name for field in _unused() if settings[field.name] != field.default]
+    if names:
+        log.info("%s: for a reconstruction, a check has no use for it", ", ".join(names))
 
 
 def _resolve_argument(argument: str) -> str:
@@ -141,8 +241,8 @@ def _resolve_argument(argument: str) -> str:
     return f"{option}{equals}{resolve_user_files(value)}"
 
 
-def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> None:
-    """One run, from the settings to the folder."""
+def _reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
+    """One reconstruction, from the settings to the folder."""
     demo = settings.measurement is None and settings.image is None
     if settings.measurement is not None and settings.image is not None:
         raise ValueError(
@@ -152,39 +252,19 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
         settings.output = "outputs/demo" if demo else time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
         settings.overwrite = settings.overwrite or demo
     check_output(settings.output, overwrite=settings.overwrite)
-    device = _device(settings.device)
-    prior = Prior.from_pretrained(settings.prior, trusted_modules=settings.trusted_modules or ())
-    card = prior.card
-    dtype = torch.float64 if settings.precision == "float64" else torch.float32
-    prior.to(device=device, dtype=getattr(torch, settings.precision))
-    operator, noise = settings.operator, settings.noise
+    dpnp, card = settings.sampler(demo=demo)
+    forward_model = dpnp.forward_model
     if demo:
-        if (operator is None) != (noise is None):
-            raise ValueError("operator and noise: give both or neither")
         settings.image = str(_bundled_images(settings.prior))
-        if operator is None:
-            operator, noise = RandomInpainting(card.image_shape, missing=0.5, seed=0), GaussianNoise(0.05)
-    if operator is None or noise is None:
-        raise ValueError("operator and noise are both needed with a measurement or an image of your own")
-    forward_model = ForwardModel(operator, noise).to(device=device, dtype=dtype)
-
     truth = None
     if settings.image is not None:
-        image = read_image(settings.image, settings.index, image_shape_of(prior, forward_model), card, settings.key)
-        truth = image.to(device=device, dtype=dtype)
+        image = read_image(settings.image, settings.index, dpnp.image_shape, card, settings.key)
+        truth = image.to(device=dpnp.device, dtype=dpnp.dtype)
         generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2**32))  # no chain has this index
         y = forward_model.simulate(truth[None], generator=generator)[0]
     else:
+        assert settings.measurement is not None
         y = to_image_units(read_tensor(settings.measurement, settings.key), card)
-
-    dpnp = DPnP(
-        prior,
-        forward_model,
-        dds=settings.dds,
-        proximal=settings.proximal,
-        annealing=settings.annealing,
-        dtype=dtype,
-    )
     log.info(
         "%d iterations, eta from %.3g to %.3g, %d chains", len(dpnp.schedule), *_ends(dpnp.schedule), settings.chains
     )
@@ -198,7 +278,9 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
             batch_size=settings.batch_size,
             on_sweep=progress,
         )
-    scores = {} if truth is None else score(posterior, truth.cpu(), card.value_range, operator, settings.level)
+    scores = (
+        {} if truth is None else score(posterior, truth.cpu(), card.value_range, forward_model.operator, settings.level)
+    )
     check_output(settings.output, overwrite=settings.overwrite)
     with staged_folder(Path(settings.output)) as folder:
         posterior.save(folder)
@@ -214,28 +296,97 @@ def _run(settings: Namespace, config: dict[str, Any], arguments: list[str]) -> N
             value_range=card.value_range,
             measurement=forward_model.operator.display(y),
             truth=None if truth is None else truth.cpu(),
-            title=f"{card.name}: {type(forward_model.operator).__name__}, {type(noise).__name__}",
+            title=_title(dpnp, card),
         )
         record = {
-            "command": shlex.join(["dpnp-reconstruct", *arguments]),
-            "config": config,
-            "operator": repr(forward_model.operator),
-            "noise": repr(noise),
-            "seed": settings.seed,
-            "prior": {"name": card.name, "source": settings.prior, "sha256": card.sha256},
-            "versions": {
-                "dpnp-imaging": version("dpnp-imaging"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "device": str(device),
+            **_provenance(settings, dpnp, card, config, arguments),
             "network_calls": posterior.diagnostics["network_calls"],
             "forward_calls": posterior.diagnostics["forward_calls"],
             "seconds": posterior.diagnostics["seconds"],
             "scores": scores,
         }
-        (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     _print_summary(posterior, scores, Path(settings.output))
+
+
+def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> None:
+    """One check, from the settings to the folder."""
+    for name, least in (("pairs", 1), ("draws_per_pair", 1), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} = {getattr(settings, name)}; it must be at least {least}")
+    dpnp, card = settings.sampler(demo=True)
+    same = {key: value for key, value in config.items() if key in CHECKED}
+    same |= {"prior_sha256": card.sha256, "version": version("dpnp-imaging")}
+    same |= {f"source of {name}": _source(getattr(settings, name)) for name in ("prior", "operator", "noise")}
+    if settings.output is None:
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+        settings.output = f"outputs/check_{digest[:8]}"
+    output = Path(settings.output)
+    store = PairStore(output, same, overwrite=settings.overwrite)
+    log.info(
+        "%d pairs, %d of them done before; %d draws each, %d iterations, eta from %.3g to %.3g",
+        settings.pairs,
+        len([pair for pair in store.done if pair < settings.pairs]),
+        settings.draws_per_pair,
+        len(dpnp.schedule),
+        *_ends(dpnp.schedule),
+    )
+    with PairProgress(settings.pairs) as progress:
+        ranks = check_pairs(
+            dpnp,
+            pairs=settings.pairs,
+            draws=settings.draws_per_pair,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            store=store,
+            progress=progress,
+        )
+    calibration = assess(ranks)
+    with store.finish() as folder:
+        draw_calibration(folder / "picture.png", calibration, title=_title(dpnp, card))
+        record = {**_provenance(settings, dpnp, card, config, arguments), "check": calibration.to_json()}
+        (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{calibration.pairs} truths drawn from the prior and measured, {calibration.draws} posterior draws each. "
+        "The truths are the prior's own:\nwhat follows is about the sampler in this configuration, not about whether the prior "
+        "knows your images.\n"
+    )
+    print(calibration.describe())
+    print(f"the same command with --pairs {2 * settings.pairs} --overwrite true goes on from here")
+    print(f"picture: {output / 'picture.png'}")
+
+
+def _title(dpnp: DPnP, card: PriorCard) -> str:
+    return f"{card.name}: {type(dpnp.forward_model.operator).__name__}, {type(dpnp.forward_model.noise).__name__}"
+
+
+def _provenance(
+    settings: Configuration, dpnp: DPnP, card: PriorCard, config: dict[str, Any], arguments: list[str]
+) -> dict[str, Any]:
+    """Where a result comes from."""
+    source = settings.prior if isinstance(settings.prior, str) else type(settings.prior).__name__
+    return {
+        "command": shlex.join(["dpnp-reconstruct", *arguments]),
+        "config": config,
+        "operator": repr(dpnp.forward_model.operator),
+        "noise": repr(dpnp.forward_model.noise),
+        "seed": settings.seed,
+        "prior": {"name": card.name, "source": source, "sha256": card.sha256},
+        "versions": {
+            "dpnp-imaging": version("dpnp-imaging"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(dpnp.device),
+    }
+
+
+def _source(part: object) -> str | None:
+    """Hash of the file that defines a part of the configuration, None for a part given by a name or left out."""
+    if part is None or isinstance(part, str):
+        return None
+    file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def score(
@@ -297,13 +448,12 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _bundled_images(prior: str) -> Path:
+def _bundled_images(prior: Denoiser | str) -> Path:
     """Held-out test images that lie beside a bundled prior."""
-    from dpnp_shared.prior import locate
-
-    file = locate(prior) / TEST_IMAGES
-    if not file.is_file():
-        raise ValueError(f"the prior {prior!r} has no test images of its own; give image or measurement")
+    file = locate(prior) / TEST_IMAGES if isinstance(prior, str) else None
+    if file is None or not file.is_file():
+        name = prior if isinstance(prior, str) else type(prior).__name__
+        raise ValueError(f"the prior {name!r} has no test images of its own; give image or measurement")
     return file
 
 
