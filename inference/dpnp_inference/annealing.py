@@ -20,8 +20,8 @@ class Annealing:
 
     Attributes:
         eta_max: first coupling, in image units; the prior's spread by default.
-        eta_min: last coupling, in image units; by default the noise seen through the forward map, ``σ/‖A‖`` where the
-            proximal sampler splits exactly (there it costs no bias), half of it where it does not.
+        eta_min: last coupling, in image units; by default nine tenths of the noise seen through the forward map,
+            ``σ/‖A‖``, where the proximal sampler splits exactly (there it costs no bias), half of it where it does not.
         constant: iterations at ``eta_max``.
         decay: iterations of the geometric decay, the one at ``eta_min`` included.
         final: further iterations at ``eta_min``.
@@ -54,7 +54,7 @@ class Annealing:
             prior: gives the default ``eta_max`` and the noise levels that are allowed.
             forward_model: gives the default ``eta_min``.
             blank: an image ``(1, C, H, W)`` of zeros, of the dtype and on the device that sampling uses.
-            exact_splitting: whether the proximal sampler cancels the splitting's bias for ``η ≤ σ/‖A‖``.
+            exact_splitting: whether the proximal sampler cancels the splitting's bias for ``η ≤ 0.9 σ/‖A‖``.
 
         Returns:
             ``constant + decay + final`` values that never increase.
@@ -68,8 +68,8 @@ class Annealing:
         high = self.eta_max if self.eta_max is not None else min(prior.spread, prior.sigma_max)
         low = self.eta_min
         if low is None:
-            low = noise_through(forward_model, prior, blank) * (1.0 if exact_splitting else 0.5)
-            low = min(max(low, 2 * prior.sigma_min, 1e-3 * high), high)
+            low = noise_through(forward_model, prior, blank) * (0.9 if exact_splitting else 0.5)
+            low = min(max(low, 2 * prior.sigma_min, 1e-4 * high), high)
         high = max(high, low)
         ratio = (low / high) ** (1 / self.decay)
         decayed = [high * ratio**i for i in range(1, self.decay)]
@@ -103,24 +103,32 @@ def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -
 
 
 def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations: int = 20) -> float:
-    """Largest singular value of the forward map's Jacobian near the prior's mean image.
+    r"""Largest singular value of the forward map's Jacobian J near the prior's mean image.
+
+    By the power method on :math:`J^T J`; for a map without gradient, by differences along random unit directions v, from which follows
+    the least that it can be, :math:`\|J\|^2 \ge \|J\|_F^2 / \min(d, m)` with :math:`\|J\|_F^2 = d\, E|J v|^2`.
 
     Args:
         operator: the forward map.
         prior: gives the point, by one network call at its largest noise level.
         blank: an image ``(1, C, H, W)`` of zeros.
-        iterations: of the power method on ``JᵀJ``.
+        iterations: of the power method, or directions.
 
     Returns:
-        The norm; 0 where the map is not differentiable.
+        The norm; 0 for a map that is constant there.
     """
-    if not operator.differentiable:
-        return 0.0
     generator = ChainGenerators(0, range(1))
+    d, eps = blank.numel(), 0.1 * prior.spread / math.sqrt(blank.numel())
     with torch.no_grad():
         x = prior(blank, min(prior.sigma_max, 1e3 * prior.spread))
     # a little noise, since at a perfectly flat image a map like |F x| has no gradient
-    x = x + 0.1 * prior.spread / math.sqrt(x.numel()) * generator.normal_like(x)
+    x = x + eps * generator.normal_like(x)
+    if not operator.differentiable:
+        with torch.no_grad():
+            steps = [eps * generator.normal_like(x) for _ in range(iterations)]
+            clean = operator(x)
+            squares = [float((operator(x + h) - clean).abs().square().sum() / h.square().sum()) for h in steps]
+        return math.sqrt(sum(squares) / iterations * d / min(d, clean.numel()))
     v, norm = generator.normal_like(x), 0.0
     for _ in range(iterations):
         v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)

@@ -7,54 +7,38 @@ For couplings :math:`\eta_1 \ge \eta_2 \ge \dots` repeat
 
 At fixed η this is Gibbs sampling of :math:`\propto p(x) L(z; y) N(z; x, \eta^2 I)`. Its bias vanishes with the last η, or at once where the
 proximal sampler splits exactly.
+
+Chains may run on their own, each annealed by itself; as a population of weighted particles (:mod:`dpnp_inference.population`); or each with
+replicas that are exchanged (:mod:`dpnp_inference.replica_exchange`). The latter two give well separated modes their right weights.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler, make_dds
+from dpnp_inference.gibbs import Batched, Gibbs, OnSweep, SamplingError, Sweep
+from dpnp_inference.population import Particles, Population, run_population, systematic_resampling
 from dpnp_inference.posterior import Posterior
-from dpnp_inference.proximal import ProximalInfo, ProximalSampler, choose_proximal
+from dpnp_inference.proximal import ProximalSampler, choose_proximal
 from dpnp_inference.randomness import ChainGenerators
+from dpnp_inference.replica_exchange import ReplicaExchange, start_replicas
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
-from dpnp_shared.solvers import karras_levels, solve
+from dpnp_shared.randomness import derive_seed
+
+__all__ = ["DPnP", "SamplingError", "Sweep", "image_shape_of"]
 
 log = logging.getLogger(__name__)
 
-START_CALLS = 20
-
-
-class SamplingError(RuntimeError):
-    """Sampling broke down: a chain has left the finite numbers."""
-
-
-class Sweep(NamedTuple):
-    """What is reported after each iteration, for progress displays.
-
-    Attributes:
-        chains: indices of the chains of this batch.
-        iteration: number of the iteration, from 1.
-        iterations: how many there will be.
-        eta: coupling, in image units.
-        network_calls: calls made for this batch so far.
-        info: what the proximal sampler did.
-    """
-
-    chains: range
-    iteration: int
-    iterations: int
-    eta: float
-    network_calls: int
-    info: ProximalInfo
+NOT_A_CHAIN = 2**32  # no chain has an index from here on: 2^32 is the simulated measurement's
 
 
 class DPnP:
@@ -65,7 +49,10 @@ class DPnP:
         forward_model: operator and noise.
         dds: denoising sampler: ``ddim``, ``ddpm``, or an object.
         proximal: proximal sampler; ``auto`` takes the most exact one that the forward model allows and logs which.
-        annealing: coupling schedule; ``auto`` takes its ends from the prior and the noise.
+        annealing: coupling schedule; ``auto`` takes its ends from the prior and the noise. With a population or with replicas
+            only the ends count, and the steps between them follow from the particles.
+        population: False for single chains; True for particles that are weighted and resampled, which gives separated modes
+            their right weights and the evidence; a :class:`Population` or :class:`ReplicaExchange` for settings of one's own.
         dtype: of images and kernels; a trained network computes in its own.
 
     Prior and forward model must be on one device.
@@ -83,12 +70,14 @@ class DPnP:
         dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim",
         proximal: Literal["auto"] | ProximalSampler = "auto",
         annealing: Literal["auto"] | Annealing = "auto",
+        population: bool | Population | ReplicaExchange = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.prior, self.forward_model, self.dtype = prior, forward_model, dtype
         self.device = next((t.device for t in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
         self.image_shape = image_shape_of(prior, forward_model)
         self.dds = make_dds(dds)
+        self.population = Population() if population is True else population
         if isinstance(proximal, str):
             if proximal != "auto":
                 raise ValueError(f"proximal = {proximal!r}; allowed are 'auto' and a ProximalSampler")
@@ -118,17 +107,18 @@ class DPnP:
         draws: int = 1,
         thin: int = 1,
         batch_size: int | None = None,
-        on_sweep: Callable[[Sweep], None] | None = None,
+        on_sweep: OnSweep | None = None,
     ) -> Posterior:
-        """Run independent chains.
+        """Draw from the posterior.
 
         Args:
             y: one measurement, without a batch dimension.
-            chains: how many chains.
-            seed: not negative; chain i's randomness depends on ``(seed, i)`` only.
+            chains: how many chains, or particles.
+            seed: not negative; the randomness of chain i depends on ``(seed, i)`` only. (Particles of a population and chains
+                with replicas share their resampling.)
             draws: draws of each chain; the first ends the annealing, the others follow at the last coupling.
             thin: iterations from one draw to the next.
-            batch_size: chains that run together, all by default; it changes memory and speed, not the draws (up to the
+            batch_size: images in a network call, all by default; it changes memory and speed, not the draws (up to the
                 rounding of floating-point sums, which may depend on the batch).
             on_sweep: called after each iteration.
 
@@ -148,9 +138,12 @@ class DPnP:
         self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
         start = time.perf_counter()
-        batches = [range(first, min(first + size, chains)) for first in range(0, chains, size)]
-        results = [self._run(y, batch, seed, draws, thin, on_sweep) for batch in batches]
-        samples = torch.cat([samples for samples, _ in results])
+        if isinstance(self.population, Population):
+            samples, record = self._run_populations(y, chains, seed, draws, thin, size, on_sweep)
+        elif isinstance(self.population, ReplicaExchange):
+            samples, record = self._run_replicas(y, chains, seed, draws, thin, size, on_sweep)
+        else:
+            samples, record = self._run_chains(y, chains, seed, draws, thin, size, on_sweep)
         diagnostics = {
             "sampler": "DPnP",
             "dds": repr(self.dds),
@@ -161,52 +154,111 @@ class DPnP:
             "thin": thin,
             "seed": seed,
             "seconds": time.perf_counter() - start,
-            **_merge([record for _, record in results]),
+            **record,
         }
         posterior = Posterior(samples, diagnostics)
         posterior.diagnostics["convergence"] = posterior.convergence()
         return posterior
 
-    @torch.no_grad()
-    def _run(
-        self,
-        y: Tensor,
-        chains: range,
-        seed: int,
-        draws: int,
-        thin: int,
-        on_sweep: Callable[[Sweep], None] | None,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Draws ``(chains, draws, C, H, W)`` of one batch of chains."""
-        generator = ChainGenerators(seed, chains)
-        x, network_calls = self._start(self.blank(len(chains)), generator)
-        state = self.proximal.init(self.forward_model, y, x)
-        schedule = self.schedule + [self.schedule[-1]] * (thin * (draws - 1))
-        kept, record = [], _Record()
-        for iteration, eta in enumerate(schedule, 1):
-            state, z, info = self.proximal.step(state, x, eta, generator=generator)
-            x, dds_info = self.dds(self.prior, z, eta, generator=generator)
-            network_calls += dds_info.network_calls
-            if not bool(torch.isfinite(x).all()):
-                broken = [chain for chain, row in zip(chains, x, strict=True) if not bool(torch.isfinite(row).all())]
-                raise SamplingError(
-                    f"chains {broken} are no longer finite after iteration {iteration} at eta = {eta:g}; "
-                    "check the forward model's scale and gradient, or raise eta_min"
-                )
-            record.add(eta, info)
-            past = iteration - len(self.schedule)
-            if past >= 0 and past % thin == 0:
-                kept.append(x.cpu())
-            if on_sweep is not None:
-                on_sweep(Sweep(chains, iteration, len(schedule), eta, network_calls, info))
-        return torch.stack(kept, dim=1), {"network_calls": network_calls, **record.summary()}
+    def _gibbs(
+        self, chains: range, seed: int, size: int, on_sweep: OnSweep | None, iterations: int | None = None
+    ) -> Gibbs:
+        prior = self.prior if size >= len(chains) else Batched(self.prior, size)
+        return Gibbs(prior, self.proximal, self.dds, ChainGenerators(seed, chains), chains, iterations, on_sweep)
 
-    def _start(self, like: Tensor, generator: ChainGenerators) -> tuple[Tensor, int]:
-        """One draw from the prior for each chain, by its probability flow, and what it cost."""
-        top = min(self.prior.sigma_max, 10 * self.prior.spread)
-        low = min(top, max(self.prior.sigma_min, 1e-2 * self.prior.spread))
-        levels = karras_levels(top, low, START_CALLS)
-        return solve(self.prior, top * generator.normal_like(like), levels), START_CALLS
+    @torch.no_grad()
+    def _run_chains(
+        self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Independent chains, a batch after the other: draws ``(chains, draws, C, H, W)`` and the record."""
+        schedule = self.schedule + [self.schedule[-1]] * (thin * (draws - 1))
+        samples, records = [], []
+        for first in range(0, chains, size):
+            batch = range(first, min(first + size, chains))
+            gibbs = self._gibbs(batch, seed, size, on_sweep, len(schedule))
+            x = gibbs.start(self.blank(len(batch)))
+            state, kept = self.proximal.init(self.forward_model, y, x), []
+            for past, eta in enumerate(schedule, 1 - len(self.schedule)):
+                state, x, _ = gibbs.sweep(state, x, eta)
+                if past >= 0 and past % thin == 0:
+                    kept.append(x.cpu())
+            samples.append(torch.stack(kept, dim=1))
+            records.append(gibbs.record())
+        return torch.cat(samples), _merge(records)
+
+    @torch.no_grad()
+    def _run_populations(
+        self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Populations, each weighted by its evidence: draws ``(chains, draws, C, H, W)`` and the record."""
+        assert isinstance(self.population, Population)
+        samples: list[Tensor] = []
+        runs: list[Particles] = []
+        records = []
+        groups = self.population.divide(chains)
+        for number, particles in enumerate(groups):
+            gibbs = self._gibbs(particles, seed, size, on_sweep)
+            run = run_population(
+                self.population,
+                gibbs,
+                self.forward_model,
+                y,
+                self.blank(len(particles)),
+                self.schedule[0],
+                self.schedule[-1],
+                torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN + 1 + number)),
+            )
+            state, x, kept = run.state, run.x, [run.x.cpu()]
+            for i in range(1, thin * (draws - 1) + 1):
+                state, x, _ = gibbs.sweep(state, x, self.schedule[-1])
+                if i % thin == 0:
+                    kept.append(x.cpu())
+            samples.append(torch.stack(kept, dim=1))
+            runs.append(run)
+            records.append(gibbs.record())
+        evidence = torch.tensor([run.log_evidence for run in runs], dtype=torch.float64)
+        log_mean = float(evidence.logsumexp(0)) - math.log(len(runs))
+        relative = (evidence - log_mean).exp()  # of the evidence itself, whose mean has no bias
+        error = float(relative.std() / math.sqrt(len(runs))) if len(runs) > 1 else None
+        x = torch.cat(samples)
+        if len(runs) > 1:
+            sizes = torch.tensor([len(group) for group in groups])
+            log_w = (evidence - sizes.log()).repeat_interleave(sizes)
+            u = torch.rand(
+                (), generator=torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN)), dtype=torch.float64
+            )
+            x = x[systematic_resampling(log_w, chains, float(u))]
+        record = _merge(records) | {
+            "log_evidence": log_mean,
+            "log_evidence_se": error,
+            "populations": [run.record for run in runs],
+        }
+        return x, record
+
+    @torch.no_grad()
+    def _run_replicas(
+        self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Chains with replicas: draws ``(chains, draws, C, H, W)`` and the record."""
+        assert isinstance(self.population, ReplicaExchange)
+        gibbs = self._gibbs(range(chains), seed, size, on_sweep)
+        generator = torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN))
+        replicas = start_replicas(
+            self.population,
+            gibbs,
+            self.forward_model,
+            y,
+            self.blank(chains),
+            self.schedule[0],
+            self.schedule[-1],
+            generator,
+        )
+        kept = []
+        for _ in range(draws):
+            for _ in range(thin):
+                x = replicas.sweep()
+            kept.append(x.cpu())
+        return torch.stack(kept, dim=1), _merge([gibbs.record()]) | {"replica_exchange": replicas.record()}
 
 
 def image_shape_of(prior: Denoiser, forward_model: ForwardModel) -> tuple[int, int, int]:
@@ -223,28 +275,6 @@ def image_shape_of(prior: Denoiser, forward_model: ForwardModel) -> tuple[int, i
             f"the operator takes images of shape {shape}, the prior was trained at {prior.image_shape} (C, H, W)"
         )
     return shape
-
-
-class _Record:
-    """What the proximal sampler did, iteration by iteration."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.forward_calls = 0
-
-    def add(self, eta: float, info: ProximalInfo) -> None:
-        row = {"eta": eta}
-        if info.acceptance is not None:
-            row |= {"acceptance": float(info.acceptance.mean()), "acceptance_min": float(info.acceptance.min())}
-        if info.residual is not None:
-            row["residual"] = float(info.residual.max())
-        if info.non_finite is not None:
-            row["non_finite"] = float(info.non_finite.sum())
-        self.rows.append(row)
-        self.forward_calls += info.forward_calls
-
-    def summary(self) -> dict[str, Any]:
-        return {"forward_calls": self.forward_calls, "iterations": self.rows}
 
 
 def _merge(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -74,6 +74,18 @@ class Posterior:
             raise ValueError("a standard deviation needs at least 2 draws, there is 1")
         return self.flat.std(0)
 
+    @property
+    def log_evidence(self) -> float | None:
+        """Estimate of log p(y), of a population; None for other samplers."""
+        value: float | None = self.diagnostics.get("log_evidence")
+        return value
+
+    @property
+    def log_evidence_se(self) -> float | None:
+        """Its standard error, from independent populations; None where there is only one."""
+        value: float | None = self.diagnostics.get("log_evidence_se")
+        return value
+
     def quantile(self, q: float) -> Tensor:
         """Empirical quantile of each pixel ``(C, H, W)``, linearly interpolated.
 

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dpnp_inference.dpnp import Sweep
+from dpnp_inference.gibbs import Sweep
 
 
 class ProgressBar:

@@ -123,7 +123,25 @@ def sample_unconditional(
     Returns:
         ``(n, C, H, W)`` in the prior's value range (not clipped).
     """
-    top = min(denoiser.sigma_max, 10 * denoiser.spread) if sigma_max is None else sigma_max
-    low = max(denoiser.sigma_min, 1e-3 * denoiser.spread)
     noise = torch.randn((n, *denoiser.image_shape), generator=generator, dtype=dtype, device=generator.device)
-    return solve(denoiser, top * noise.to(device), karras_levels(top, min(low, top), steps))
+    return denoise_noise(denoiser, noise.to(device), steps, sigma_max)
+
+
+def denoise_noise(denoiser: Denoiser, w: Tensor, steps: int, sigma_max: float | None = None) -> Tensor:
+    """Carry standard normal noise to draws from the prior, along its probability flow (DPM-Solver++ 2M).
+
+    The flow starts around the prior's mean, which the denoiser gives at the largest noise level.
+
+    Args:
+        denoiser: the prior.
+        w: ``(B, C, H, W)``, standard normal.
+        steps: network calls; one more, on a single image, gives the mean.
+        sigma_max: noise level to start at; by default ten times the prior's spread, within its range.
+
+    Returns:
+        ``(B, C, H, W)`` in the prior's value range (not clipped).
+    """
+    top = min(denoiser.sigma_max, 10 * denoiser.spread) if sigma_max is None else sigma_max
+    low = min(top, max(denoiser.sigma_min, 1e-3 * denoiser.spread))
+    mean = denoiser(torch.zeros_like(w[:1]), top)
+    return solve(denoiser, mean + top * w, karras_levels(top, low, steps))

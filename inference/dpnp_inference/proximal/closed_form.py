@@ -1,18 +1,22 @@
 r"""Exact proximal draws for linear Gaussian models whose :math:`A^T A` can be diagonalised.
 
-For :math:`y = A x + N(0, \sigma^2 I)` the proximal law is :math:`z \sim N(\mu, \Sigma)` with
+Split Gibbs sampling at coupling η, with the likelihood of noise covariance :math:`R'` in its proximal step, targets the posterior for noise
+covariance :math:`R' + \eta^2 A A^T`. **Exact splitting** therefore gives that step less noise than the measurement has. With
+:math:`R = \sigma^2 I`, the part :math:`e = \min(\eta^2, \sigma^2/\|A\|^2)` of :math:`\eta^2` is taken out,
 
-.. math:: \Sigma = (A^T A / \sigma^2 + I/\eta^2)^{-1}, \qquad \mu = x + \Sigma\, A^T (y - A x) / \sigma^2 .
+.. math:: R' = \sigma^2 I - e A A^T, \qquad R' + \eta^2 A A^T = \sigma^2 I + c A A^T, \quad c = \eta^2 - e,
 
-**Exact splitting.** Split Gibbs sampling at coupling η targets the prior times :math:`\int L(z) N(z; x, \eta^2 I)\,dz`, for a linear
-Gaussian model the likelihood with noise covariance :math:`R + \eta^2 A A^T`. Where :math:`R' = \sigma^2 I - \eta^2 A A^T` is positive
-semi-definite, a draw made with :math:`R'` in place of R cancels that, and DPnP is unbiased at finite η:
+so that DPnP is unbiased at finite :math:`\eta \le \sigma/\|A\|`, where c = 0. The proximal law is :math:`z \sim N(\mu, \Sigma)` with
 
-.. math:: \Sigma = \eta^2 (I - \eta^2 A^T A/\sigma^2), \qquad \mu = x + \eta^2 A^T (y - A x)/\sigma^2 .
+.. math:: \mu = x + \frac{\eta^2}{\sigma^2 + c A^T A} A^T (y - A x), \qquad
+          \Sigma = \eta^2\, \frac{\sigma^2 - e A^T A}{\sigma^2 + c A^T A} .
+
+Without splitting, e = 0, this is the law for the likelihood itself.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,10 +48,10 @@ class ClosedFormState(NamedTuple):
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """One matrix function of :math:`A^T A` a draw; nothing to tune.
+    """Two matrix functions of :math:`A^T A` a draw; nothing to tune.
 
     Attributes:
-        exact_splitting: take :math:`R'` in place of R wherever it is positive semi-definite, that is for ``η ≤ σ/‖A‖``.
+        exact_splitting: take the splitting's own noise out of the likelihood as far as it goes, all of it for ``η ≤ σ/‖A‖``.
     """
 
     exact_splitting: bool = True
@@ -85,24 +89,26 @@ class ClosedForm:
     ) -> tuple[ClosedFormState, Tensor, ProximalInfo]:
         """See :class:`ProximalSampler`."""
         operator, sigma = state.operator, state.sigma
-        gradient = operator.adjoint(state.y - operator(x)) / sigma**2
-        if self.exact_splitting and splits_exactly(eta, sigma, state.norm):
+        e = min(eta**2, self.split_variance(state))
+        c = eta**2 - e
 
-            def variance(s: Tensor) -> Tensor:
-                return (eta**2 * (1 - (eta / sigma) ** 2 * s)).clamp(min=0)
+        def gain(s: Tensor) -> Tensor:
+            # the residual has no part in A's null space; f(0) = 0 keeps its rounding errors from being amplified there
+            return torch.where(s > 0, eta**2 / (sigma**2 + c * s), 0.0)
 
-            mean = x + eta**2 * gradient
-        else:
+        def std(s: Tensor) -> Tensor:
+            return eta * ((sigma**2 - e * s).clamp(min=0) / (sigma**2 + c * s)).sqrt()
 
-            def variance(s: Tensor) -> Tensor:
-                return 1 / (s / sigma**2 + eta**-2)
-
-            # the gradient has no part in A's null space; f(0) = 0 keeps its rounding errors from being amplified there
-            mean = x + operator.gram_function(lambda s: torch.where(s > 0, variance(s), 0.0), gradient)
-        z = mean + operator.gram_function(lambda s: variance(s).sqrt(), generator.normal_like(x))
+        mean = x + operator.gram_function(gain, operator.adjoint(state.y - operator(x)))
+        z = mean + operator.gram_function(std, generator.normal_like(x))
         return state, z, ProximalInfo(forward_calls=2)
 
+    def split_variance(self, state: ClosedFormState) -> float:
+        """Largest part of η² that is taken out of the likelihood; see :class:`ProximalSampler`."""
+        if not self.exact_splitting:
+            return 0.0
+        return (state.sigma / state.norm) ** 2 if state.norm > 0 else math.inf
 
-def splits_exactly(eta: float, sigma: float, norm: float) -> bool:
-    """Whether ``σ² I - η² A Aᵀ`` is positive semi-definite, up to rounding."""
-    return eta * norm <= sigma * (1 + 1e-6)
+    def select(self, state: ClosedFormState, index: Tensor) -> ClosedFormState:
+        """See :class:`ProximalSampler`; nothing of the state belongs to a chain."""
+        return state

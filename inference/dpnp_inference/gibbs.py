@@ -1,0 +1,146 @@
+"""One iteration of DPnP, and where its chains start. What is done with the chains (anneal, weigh, swap) is decided elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpnp_inference.dds import DenoisingSampler
+from dpnp_inference.proximal import ProximalInfo, ProximalSampler
+from dpnp_inference.randomness import ChainGenerators
+from dpnp_shared.denoiser import Denoiser
+from dpnp_shared.solvers import denoise_noise
+
+START_CALLS = 30
+
+
+class SamplingError(RuntimeError):
+    """Sampling broke down: a chain has left the finite numbers."""
+
+
+class Sweep(NamedTuple):
+    """What is reported after each iteration, for progress displays.
+
+    Attributes:
+        chains: indices of the chains of this batch.
+        iteration: number of the iteration, from 1.
+        iterations: how many there will be; None where that is decided as it goes.
+        eta: coupling, in image units.
+        network_calls: calls made for this batch so far.
+        info: what the proximal sampler did.
+    """
+
+    chains: range
+    iteration: int
+    iterations: int | None
+    eta: float
+    network_calls: int
+    info: ProximalInfo
+
+
+OnSweep = Callable[[Sweep], None]
+
+
+@dataclass
+class Gibbs:
+    """The two conditional draws of DPnP for one batch of chains, and the account of what they cost.
+
+    Args:
+        prior: gives the denoising draw.
+        proximal: gives the proximal one.
+        dds: denoising sampler.
+        generator: one stream a chain.
+        chains: indices of the chains.
+        iterations: how many there will be, if that is known.
+        on_sweep: called after each iteration.
+
+    Attributes:
+        network_calls: made so far, each on the whole batch.
+        forward_calls: likewise.
+        rows: one record an iteration, JSON-able.
+    """
+
+    prior: Denoiser
+    proximal: ProximalSampler
+    dds: DenoisingSampler
+    generator: ChainGenerators
+    chains: range
+    iterations: int | None = None
+    on_sweep: OnSweep | None = None
+    network_calls: int = 0
+    forward_calls: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def start(self, like: Tensor) -> Tensor:
+        """One draw from the prior for each chain, by its probability flow, shaped like ``like``."""
+        self.network_calls += START_CALLS
+        return denoise_noise(self.prior, self.generator.normal_like(like), START_CALLS)
+
+    def sweep(self, state: Any, x: Tensor, eta: float) -> tuple[Any, Tensor, Tensor]:
+        """Draw z given x, then x given z.
+
+        Args:
+            state: of the proximal sampler.
+            x: ``(B, C, H, W)``.
+            eta: coupling, in image units.
+
+        Returns:
+            The proximal sampler's new state, the new x and its z.
+
+        Raises:
+            SamplingError: a chain is no longer finite; names it.
+        """
+        state, z, info = self.proximal.step(state, x, eta, generator=self.generator)
+        x, dds_info = self.dds(self.prior, z, eta, generator=self.generator)
+        self.network_calls += dds_info.network_calls
+        self.forward_calls += info.forward_calls
+        row = {"eta": eta}
+        if info.acceptance is not None:
+            row |= {"acceptance": float(info.acceptance.mean()), "acceptance_min": float(info.acceptance.min())}
+        if info.residual is not None:
+            row["residual"] = float(info.residual.max())
+        if info.non_finite is not None:
+            row["non_finite"] = float(info.non_finite.sum())
+        self.rows.append(row)
+        if not bool(torch.isfinite(x).all()):
+            broken = [
+                chain for chain, image in zip(self.chains, x, strict=True) if not bool(torch.isfinite(image).all())
+            ]
+            raise SamplingError(
+                f"chains {broken} are no longer finite after iteration {len(self.rows)} at eta = {eta:g}; "
+                "check the forward model's scale and gradient, or raise eta_min"
+            )
+        if self.on_sweep is not None:
+            self.on_sweep(Sweep(self.chains, len(self.rows), self.iterations, eta, self.network_calls, info))
+        return state, x, z
+
+    def record(self) -> dict[str, Any]:
+        """The account as JSON-able values."""
+        return {"network_calls": self.network_calls, "forward_calls": self.forward_calls, "iterations": self.rows}
+
+
+class Batched(Denoiser):
+    """A prior that is called on a few images at a time.
+
+    Args:
+        prior: the prior.
+        batch_size: the most images in a call of it.
+    """
+
+    def __init__(self, prior: Denoiser, batch_size: int) -> None:
+        super().__init__()
+        self.prior, self.batch_size = prior, batch_size
+        self.image_shape, self.spread = prior.image_shape, prior.spread
+        self.sigma_min, self.sigma_max = prior.sigma_min, prior.sigma_max
+
+    def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """See :meth:`Denoiser.forward <dpnp_shared.denoiser.Denoiser.forward>`."""
+        parts = torch.split(x, self.batch_size)
+        sigmas = (
+            torch.split(sigma, self.batch_size) if isinstance(sigma, Tensor) and sigma.ndim else [sigma] * len(parts)
+        )
+        return torch.cat([self.prior(part, s) for part, s in zip(parts, sigmas, strict=True)])

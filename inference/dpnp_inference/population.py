@@ -1,0 +1,343 @@
+r"""DPnP as a population: sequential Monte Carlo over the couplings (Del Moral, Doucet & Jasra 2006).
+
+Single chains freeze the frequencies of well separated modes at the coupling where they stop to hop between them. A population carries
+weights instead: as η falls, each particle is weighted by how much more probable the next target makes it, particles are resampled when
+the weights become uneven, and Gibbs sweeps of DPnP move them. As the number of particles grows the result is exact at the last coupling,
+whatever the modes, and the product of the mean weights estimates the evidence :math:`p(y)`. Weights need no network call.
+
+The path of targets: the prior (infinite η), then falling η's. For models that are not linear and Gaussian, where the likelihood has to be
+evaluated at z, η first stays at its largest value while the likelihood's power β rises from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpnp_inference.gibbs import Gibbs
+from dpnp_inference.targets import choose_targets
+from dpnp_shared.forward_model import ForwardModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Population:
+    """How a population is run.
+
+    Attributes:
+        start: draws from the prior a particle. The first step weighs all of them and keeps one in ``start``: where little is
+            measured and many images are possible, more of them find the right ones.
+        ess: fraction to which a step along the path may lower the effective sample size (the conditional ESS of Zhou,
+            Johansen & Aston 2016). A larger one takes more and smaller steps.
+        resample: fraction of the effective sample size below which particles are resampled.
+        sweeps: Gibbs sweeps after each step.
+        final: sweeps at the last coupling, the particles being resampled before.
+        populations: independent populations that the particles are divided into, whose spread gives the evidence a
+            standard error; by default 4, as far as each keeps 100 particles.
+        correct: whether what bias the last coupling leaves is removed by weights, if that keeps half of the effective sample size.
+    """
+
+    start: int = 8
+    ess: float = 0.8
+    resample: float = 0.9
+    sweeps: int = 1
+    final: int = 4
+    populations: int | None = None
+    correct: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("start", "sweeps", "final"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.ess < 1 or not 0 < self.resample <= 1:
+            raise ValueError(f"ess = {self.ess} must be in (0, 1) and resample = {self.resample} in (0, 1]")
+        if self.populations is not None and self.populations < 1:
+            raise ValueError(f"populations = {self.populations}; it must be at least 1")
+
+    def divide(self, particles: int) -> list[range]:
+        """Indices of the particles of each population, as even as they go.
+
+        Raises:
+            ValueError: a population would have fewer than 2 particles.
+        """
+        number = max(1, min(4, particles // 100)) if self.populations is None else self.populations
+        if particles < 2 * number:
+            raise ValueError(f"chains = {particles} in {number} populations; a population needs at least 2 particles")
+        edges = [particles * i // number for i in range(number + 1)]
+        return [range(a, b) for a, b in itertools.pairwise(edges)]
+
+
+class Level(NamedTuple):
+    """One step of the path and the particles after it.
+
+    Attributes:
+        eta: coupling, in image units.
+        power: of the likelihood.
+        state: of the proximal sampler.
+        x: ``(B, C, H, W)``.
+        z: likewise.
+    """
+
+    eta: float
+    power: float
+    state: Any
+    x: Tensor
+    z: Tensor
+
+
+class Particles(NamedTuple):
+    r"""Where a population has arrived, with equal weights.
+
+    Attributes:
+        state: of the proximal sampler.
+        x: ``(B, C, H, W)``.
+        z: likewise.
+        log_evidence: estimate of :math:`\log p(y)`.
+        record: history, JSON-able.
+    """
+
+    state: Any
+    x: Tensor
+    z: Tensor
+    log_evidence: float
+    record: dict[str, Any]
+
+
+class TemperedForwardModel(ForwardModel):
+    """A forward model whose likelihood is raised to a power.
+
+    Args:
+        forward_model: the model.
+        power: β in [0, 1].
+    """
+
+    def __init__(self, forward_model: ForwardModel, power: float) -> None:
+        super().__init__(forward_model.operator, forward_model.noise)
+        self.power = power
+
+    def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        """``β log p(y | x)``; see :meth:`ForwardModel.log_likelihood <dpnp_shared.forward_model.ForwardModel.log_likelihood>`."""
+        return self.power * super().log_likelihood(x, y)
+
+
+def run_population(
+    settings: Population,
+    gibbs: Gibbs,
+    forward_model: ForwardModel,
+    y: Tensor,
+    like: Tensor,
+    eta_max: float,
+    eta_min: float,
+    generator: torch.Generator,
+    on_level: Callable[[Level], None] | None = None,
+) -> Particles:
+    """Take one population from the prior to the last coupling.
+
+    Args:
+        settings: how.
+        gibbs: the sweeps.
+        forward_model: gives the likelihood.
+        y: measurement ``(*y_shape)``.
+        like: a tensor of the particles' shape ``(B, C, H, W)``, dtype and device.
+        eta_max: largest coupling, in image units. Where weights are marginal the path starts at infinite η, and this is not used.
+        eta_min: last coupling.
+        generator: of the resampling.
+        on_level: called after the sweeps of each level.
+
+    Returns:
+        The particles, of equal weights.
+    """
+    path = _Path(settings, gibbs, forward_model, y, like, eta_max, eta_min, generator)
+    for _ in range(10_000):
+        level = path.step()
+        if on_level is not None:
+            on_level(level)
+        if path.done:
+            return path.finish()
+    raise RuntimeError(
+        "the path has taken 10000 steps and is not at its end; lower ess, or raise the number of particles"
+    )
+
+
+class _Path:
+    """Particles and their weights on the way along the path."""
+
+    def __init__(
+        self,
+        settings: Population,
+        gibbs: Gibbs,
+        forward_model: ForwardModel,
+        y: Tensor,
+        like: Tensor,
+        eta_max: float,
+        eta_min: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.settings, self.gibbs, self.forward_model, self.y, self.generator = (
+            settings,
+            gibbs,
+            forward_model,
+            y,
+            generator,
+        )
+        self.n, self.eta_min = len(like), eta_min
+        self.x = torch.cat([gibbs.start(like) for _ in range(settings.start)])
+        self.state = gibbs.proximal.init(forward_model, y, like)
+        self.targets, reason = choose_targets(forward_model, y, gibbs.proximal.split_variance(self.state))
+        self.joint = self.targets.joint
+        self.eta, self.power = (eta_max, 0.0) if self.joint else (math.inf, 1.0)
+        self.z = self.x
+        if self.joint:
+            noise = torch.cat([gibbs.generator.normal_like(like) for _ in range(settings.start)])
+            self.z = self.x + eta_max * noise
+        # no coupling is larger than the prior allows, and far above its spread nothing changes any more
+        self.eta_top = max(min(gibbs.prior.sigma_max, 100 * gibbs.prior.spread), eta_min)
+        self.log_w = torch.zeros(len(self.x), dtype=torch.float64, device=like.device)
+        self.log_evidence = 0.0
+        self.levels: list[dict[str, Any]] = []
+        self.founders = torch.arange(len(self.x), device=like.device)
+        self.record: dict[str, Any] = {"weights": reason, "levels": self.levels}
+
+    @property
+    def done(self) -> bool:
+        return self.power == 1 and self.eta == self.eta_min
+
+    def step(self) -> Level:
+        """Weigh, resample if need be, and sweep."""
+        first = len(self.x) > self.n
+        fraction = self.settings.ess / self.settings.start if first else self.settings.ess
+        t, increment = self._furthest(fraction)
+        self.eta, self.power = self._at(t)
+        conditional = conditional_ess(self.log_w, increment)
+        self._weigh(increment)
+        effective = ess(self.log_w) / len(self.x)
+        row: dict[str, Any] = {"eta": self.eta, "power": self.power, "conditional_ess": conditional, "ess": effective}
+        self.levels.append(row)
+        if first or self.done or effective < self.settings.resample:
+            row["ancestors"] = self._resample()
+        row["founders"] = len(set(self.founders.tolist()))
+        if self.joint and (self.power < 1 or len(self.levels) == 1 or self.levels[-2]["power"] < 1):
+            # the likelihood has changed
+            tempered = TemperedForwardModel(self.forward_model, self.power) if self.power < 1 else self.forward_model
+            self.state = self.gibbs.proximal.init(tempered, self.y, self.z)
+        for _ in range(self.settings.final if self.done else self.settings.sweeps):
+            self.state, self.x, self.z = self.gibbs.sweep(self.state, self.x, self.eta)
+        return Level(self.eta, self.power, self.state, self.x, self.z)
+
+    def finish(self) -> Particles:
+        """Particles of equal weights; what bias the last coupling has left is removed if the weights allow it."""
+        if self.joint:
+            rest = self.forward_model.log_likelihood(self.x, self.y) - self.forward_model.log_likelihood(self.z, self.y)
+            constant = 0.0
+        else:
+            at = self.targets.at(self.x, self.z)
+            rest = at(0.0) - at(self.eta)
+            # the densities leave out what does not depend on x: the same for every particle
+            one = self.x[:1].to(torch.float64)
+            constant = float(
+                self.forward_model.log_likelihood(one, self.y.to(torch.promote_types(self.y.dtype, torch.float64)))
+                - at(0.0)[:1]
+            )
+        fraction = conditional_ess(self.log_w, rest)
+        exact = bool((rest == 0).all())
+        corrected = not exact and self.settings.correct and fraction >= 0.5
+        if corrected:
+            self._weigh(rest)
+            self.record["correction_ancestors"] = self._resample()
+        self.record |= {
+            "log_evidence": self.log_evidence + constant,
+            "bias": "none: exact splitting"
+            if exact
+            else "none: corrected by weights"
+            if corrected
+            else "that of the last coupling",
+            "correction_ess": fraction,
+        }
+        return Particles(self.state, self.x, self.z, self.log_evidence + constant, self.record)
+
+    def _at(self, t: float) -> tuple[float, float]:
+        """η and β at ``t`` in (0, 1] of the way to the next corner of the path."""
+        if self.power < 1:
+            return self.eta, 1.0 if t == 1 else self.power + t * (1 - self.power)
+        top = min(self.eta, self.eta_top)
+        return self.eta_min if t == 1 else top * (self.eta_min / top) ** t, 1.0
+
+    def _furthest(self, fraction: float) -> tuple[float, Tensor]:
+        """How far the next step may go, and the log weights that it gives."""
+        increment: Callable[[float], Tensor]
+        if self.power < 1:
+            log_l = self.forward_model.log_likelihood(self.z, self.y)
+            increment = lambda t: (self._at(t)[1] - self.power) * log_l  # noqa: E731
+        else:
+            at = self.targets.at(self.x, self.z)
+            now = at(self.eta)
+            increment = lambda t: at(self._at(t)[0]) - now  # noqa: E731
+        low, high = 0.0, 1.0
+        if conditional_ess(self.log_w, increment(1.0)) >= fraction:
+            return 1.0, increment(1.0)
+        for _ in range(16):
+            middle = (low + high) / 2
+            if conditional_ess(self.log_w, increment(middle)) >= fraction:
+                low = middle
+            else:
+                high = middle
+        return high, increment(high)  # never no step at all
+
+    def _weigh(self, increment: Tensor) -> None:
+        self.log_evidence += float((self.log_w.log_softmax(0) + increment).logsumexp(0))
+        self.log_w = self.log_w + increment
+
+    def _resample(self) -> list[int]:
+        """Equal weights, and where each particle comes from."""
+        u = float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        index = systematic_resampling(self.log_w, self.n, u)
+        self.x, self.z, self.founders = self.x[index], self.z[index], self.founders[index]
+        if len(self.log_w) == self.n:
+            self.state = self.gibbs.proximal.select(self.state, index)
+        self.log_w = torch.zeros_like(self.log_w[: self.n])
+        ancestors: list[int] = index.tolist()
+        return ancestors
+
+
+def ess(log_w: Tensor) -> float:
+    r"""Effective sample size :math:`1/\sum W_i^2` of log weights ``(B,)``."""
+    return float(1 / log_w.softmax(0).square().sum())
+
+
+def conditional_ess(log_w: Tensor, increment: Tensor) -> float:
+    r"""Conditional effective sample size of a step, as a fraction (Zhou, Johansen & Aston 2016, equation 3.16).
+
+    Args:
+        log_w: log weights before the step ``(B,)``.
+        increment: what it adds to them.
+
+    Returns:
+        :math:`(\sum W_i u_i)^2 / \sum W_i u_i^2`: 1 for equal increments, 0 where all have weight 0.
+    """
+    total = log_w.log_softmax(0) + increment
+    if bool(torch.isinf(total).all()):
+        return 0.0
+    return float((2 * total.logsumexp(0) - (total + increment).logsumexp(0)).exp())
+
+
+def systematic_resampling(log_w: Tensor, n: int, u: float) -> Tensor:
+    """Ancestors ``(n,)`` of particles of log weights ``(B,)``, by one uniform number (Kitagawa 1996).
+
+    A particle of weight W has ``n W`` descendants, rounded up or down.
+
+    Args:
+        log_w: log weights; need not be normalised.
+        n: how many ancestors.
+        u: in [0, 1).
+    """
+    edges = log_w.to(torch.float64).softmax(0).cumsum(0)
+    points = (torch.arange(n, dtype=torch.float64, device=log_w.device) + u) / n
+    return torch.searchsorted(edges, points, right=True).clamp(max=len(log_w) - 1)
