@@ -239,7 +239,11 @@ class Quantity:
         """For example ``random projections: 95% intervals cover 93.1% ± 0.9%``."""
         lines = [
             f"{self.name}: {c.level:.0%} intervals cover {c.covered:.1%} ± {c.error:.1%}"
-            + ("" if not c.significant else ": too much" if c.excess > 0 else ": too little")
+            + (
+                f": too {'much' if c.excess > 0 else 'little'}"
+                if c.significant and self.verdict != "too few pairs"
+                else ""
+            )
             for c in self.coverages
         ]
         if self.verdict == "biased":

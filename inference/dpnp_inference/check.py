@@ -38,7 +38,7 @@ from dpnp_shared.solvers import sample_unconditional
 log = logging.getLogger(__name__)
 
 PAIRS, CONFIGURATION = "pairs.json", "configuration.json"
-TRUTH, MEASUREMENT, CHAINS, RANKS = range(4)  # what a pair's seed is for
+TRUTH, MEASUREMENT, CHAINS, RANKS, CHOICE = range(5)  # what a pair's seed is for
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class ExactPrior(Protocol):
 
 
 def pair_seed(seed: int, pair: int, purpose: int) -> int:
-    """The seed of one pair for one of ``TRUTH``, ``MEASUREMENT``, ``CHAINS`` and ``RANKS``.
+    """The seed of one pair for one of ``TRUTH``, ``MEASUREMENT``, ``CHAINS``, ``RANKS`` and ``CHOICE``.
 
     Args:
         seed: the user's.
@@ -226,6 +226,7 @@ def check_pairs(
     pairs: int,
     draws: int,
     seed: int,
+    chains: int | None = None,
     batch_size: int | None = None,
     store: PairStore | None = None,
     progress: PairProgress | None = None,
@@ -240,6 +241,8 @@ def check_pairs(
         pairs: how many.
         draws: posterior draws of each pair, one a chain; 39 is the least that has 95% intervals.
         seed: not negative; a pair depends on ``(seed, its number)`` only.
+        chains: chains that are run for each pair, of which so many draws are taken at random; as many as draws by default. More
+            make sense where chains work together, as the particles of a population do.
         batch_size: chains that run together.
         store: where finished pairs are kept and found.
         progress: is told of every iteration and pair.
@@ -248,8 +251,12 @@ def check_pairs(
         The ranks of all pairs.
 
     Raises:
+        ValueError: there are fewer chains than draws.
         SamplingError: a chain has left the finite numbers; pairs before it are kept.
     """
+    chains = draws if chains is None else chains
+    if chains < draws:
+        raise ValueError(f"chains = {chains} are fewer than draws = {draws}")
     found: dict[int, dict[str, Any]] = {} if store is None else store.done
     ranks = []
     for pair in range(pairs):
@@ -266,12 +273,14 @@ def check_pairs(
             )
             posterior = sampler.sample(
                 y,
-                chains=draws,
+                chains=chains,
                 seed=pair_seed(seed, pair, CHAINS),
                 batch_size=batch_size,
                 on_sweep=None if progress is None else progress.sweep,
             )
-            ranks.append(rank_pair(x, posterior.flat, seed=pair_seed(seed, pair, RANKS)))
+            generator = torch.Generator().manual_seed(pair_seed(seed, pair, CHOICE))
+            chosen = posterior.flat[torch.randperm(chains, generator=generator)[:draws]]
+            ranks.append(rank_pair(x, chosen, seed=pair_seed(seed, pair, RANKS)))
             if store is not None:
                 figures = {key: posterior.diagnostics[key] for key in ("network_calls", "seconds")}
                 store.add(pair, {"ranks": ranks[-1].to_json(), **figures})

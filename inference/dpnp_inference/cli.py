@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 BUNDLED = "fashion_mnist"
 TEST_IMAGES = "test_images.npz"
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
-# options that a check's pairs depend on; device and batch_size change speed only, and more pairs are more of the same
-CHECKED = ("prior", "operator", "noise", "dds", "proximal", "annealing", "seed", "precision", "draws_per_pair")
+# what a check's pairs do not depend on: these change speed only, and more pairs are more of the same
+SAME_PAIRS = ("pairs", "batch_size", "device", "output", "overwrite", "trusted_modules")
 
 
 @dataclass
@@ -161,11 +161,14 @@ class Check(Configuration):
     Args:
         pairs: how many; finished ones are kept, so that an interrupted check goes on, and a later one with more pairs as well.
         draws_per_pair: draws of each reconstruction, each by a chain of its own; 39 is the least that has 95% intervals.
+        particles: chains that are run for each pair, of which draws_per_pair are taken; as many by default. More make sense
+            where chains work together.
         output: folder to write; by default outputs/check_ and a number that is the same for the same configuration.
     """
 
     pairs: int = 100
     draws_per_pair: int = 39
+    particles: int | None = None
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -315,7 +318,8 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
         if getattr(settings, name) < least:
             raise ValueError(f"{name} = {getattr(settings, name)}; it must be at least {least}")
     dpnp, card = settings.sampler(demo=True)
-    same = {key: value for key, value in config.items() if key in CHECKED}
+    names = {field.name for field in dataclasses.fields(Check)} - {*SAME_PAIRS}
+    same = {key: value for key, value in config.items() if key in names}
     same |= {"prior_sha256": card.sha256, "version": version("dpnp-imaging")}
     same |= {f"source of {name}": _source(getattr(settings, name)) for name in ("prior", "operator", "noise")}
     if settings.output is None:
@@ -337,6 +341,7 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
             pairs=settings.pairs,
             draws=settings.draws_per_pair,
             seed=settings.seed,
+            chains=settings.particles,
             batch_size=settings.batch_size,
             store=store,
             progress=progress,

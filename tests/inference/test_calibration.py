@@ -157,6 +157,7 @@ def test_few_pairs_get_no_verdict():
     result = calibrate(*pairs(5, 39, 0, spread=0.3))
     assert result.verdict == "too few pairs"
     assert "at least 20 pairs" in result.describe()
+    assert "too little" not in result.describe()
     calibrate(*pairs(1, 39, 0)).describe()
 
 

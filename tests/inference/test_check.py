@@ -86,6 +86,13 @@ def test_the_baseline_can_be_checked_too():
     assert ranks.draws == 9
 
 
+def test_draws_are_taken_from_more_chains():
+    dpnp = DPnP(PRIOR, MODEL, annealing=Annealing(decay=2), dtype=torch.float64)
+    assert check_pairs(dpnp, pairs=1, draws=9, seed=0, chains=30).draws == 9
+    with pytest.raises(ValueError, match="chains = 5 are fewer than draws = 9"):
+        check_pairs(dpnp, pairs=1, draws=9, seed=0, chains=5)
+
+
 def test_pairs_follow_prior_and_forward_model():
     pairs = [simulate_pair(PRIOR, MODEL, seed=0, pair=i, dtype=torch.float64) for i in range(500)]
     x, y = (torch.stack(part) for part in zip(*pairs, strict=True))
@@ -216,6 +223,7 @@ def test_bad_arguments_are_named(config, capsys):
         (["--draws_per_pair", "0"], "draws_per_pair = 0"),
         (["--seed", "-1"], "seed = -1"),
         (["--batch_size", "0"], "batch_size = 0"),
+        (["--particles", "5"], "chains = 5 are fewer"),
     ]:
         assert words in failed([*base, *arguments])
         assert os.listdir() == ["mine.yaml"]
