@@ -35,9 +35,11 @@ from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import DPnP, SamplingError
 from dpnp_inference.files import MARKER, check_output, read_image, read_tensor, save_array, to_image_units
 from dpnp_inference.metrics import coverage, psnr, ssim
+from dpnp_inference.population import Population
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
 from dpnp_inference.proximal import ProximalSampler
+from dpnp_inference.replica_exchange import ReplicaExchange
 from dpnp_inference.report import draw_picture
 from dpnp_inference.userfile import resolve_user_files
 from dpnp_shared.denoiser import Denoiser
@@ -68,6 +70,8 @@ class Configuration:
         dds: denoising sampler.
         proximal: proximal sampler; auto takes the most exact one that the forward model allows.
         annealing: coupling schedule; auto takes its ends from the prior and the noise.
+        population: true for particles that are weighted and resampled, which gives separated modes their right weights;
+            dpnp_inference.population.Population or dpnp_inference.replica_exchange.ReplicaExchange for settings of one's own.
         seed: of all randomness, not negative.
         batch_size: chains that run together; all by default.
         device: auto, cpu, cuda, cuda:1, mps, …
@@ -83,6 +87,7 @@ class Configuration:
     dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim"
     proximal: Literal["auto"] | ProximalSampler = "auto"
     annealing: Literal["auto"] | Annealing = "auto"
+    population: bool | Population | ReplicaExchange = False
     seed: int = 0
     batch_size: int | None = None
     device: str = "auto"
@@ -123,6 +128,7 @@ class Configuration:
             dds=self.dds,
             proximal=self.proximal,
             annealing=self.annealing,
+            population=self.population,
             dtype=dtype,
         )
         return dpnp, card

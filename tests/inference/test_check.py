@@ -234,6 +234,22 @@ def test_bad_arguments_are_named(config, capsys):
     assert "not the folder of a run" in failed([*base, "--output", "precious", "--overwrite", "true"])
 
 
+@pytest.mark.parametrize(
+    "population",
+    [
+        ["--population", "true"],
+        ["--population", "dpnp_inference.population.Population", "--population.sweeps", "1"],
+        ["--population", "dpnp_inference.replica_exchange.ReplicaExchange"],
+    ],
+)
+def test_populations_can_be_chosen_and_checked(config, population):
+    main(["check", "--config", config, *FEW, "--pairs", "1", "--particles", "20", *population, "--output", "out"])
+    np.save("y.npy", np.zeros(SHAPE, np.float32))
+    main(["--config", config, "--measurement", "y.npy", "--chains", "20", *population, "--output", "run"])
+    for folder in ("out", "run"):
+        assert json.loads(Path(folder, "run.json").read_text())["config"]["population"] not in (False, None)
+
+
 def test_help_lists_the_checks_own_options_only(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["check", "--help"])
