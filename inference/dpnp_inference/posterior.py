@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,9 @@ class Posterior:
     def to_arviz(self) -> Any:
         """The draws as ``arviz.InferenceData`` with one variable ``x`` of dimensions (chain, draw, c, h, w)."""
         arviz = _arviz()
-        return arviz.from_dict(posterior={"x": self.samples.numpy()}, dims={"x": ["c", "h", "w"]})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "More chains")  # than draws: here that is usual
+            return arviz.from_dict(posterior={"x": self.samples.numpy()}, dims={"x": ["c", "h", "w"]})
 
     def convergence(self) -> dict[str, float] | None:
         """Worst split R-hat and smallest bulk and tail effective sample size over the pixels, by ArviZ.
@@ -183,8 +186,6 @@ class Posterior:
 
 def _arviz() -> Any:
     """ArviZ, whose announcement of its own future is kept out of the user's terminal."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import arviz

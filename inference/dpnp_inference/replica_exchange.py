@@ -10,6 +10,7 @@ The replica at the last coupling hops between modes by way of the first, where t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,18 +28,23 @@ class ReplicaExchange:
     """How replicas are exchanged.
 
     The ladder is the path that a population of as many particles as there are chains takes, and its particles are the first replicas.
+    Where that path begins below the largest coupling, rungs are added up to it, so that the first replicas see all modes.
 
     Attributes:
         ladder: the population that finds the couplings; a smaller ``ess`` gives fewer of them.
         burn_in: sweeps of all replicas before the first draw.
+        step: largest ratio of neighbouring couplings among the rungs that are added.
     """
 
     ladder: Population = field(default_factory=lambda: Population(start=1, ess=0.5, final=1, populations=1))
-    burn_in: int = 20
+    burn_in: int = 50
+    step: float = 1.5
 
     def __post_init__(self) -> None:
         if self.burn_in < 0:
             raise ValueError(f"burn_in = {self.burn_in}; it must be at least 0")
+        if not self.step > 1:
+            raise ValueError(f"step = {self.step}; it must be above 1")
 
 
 class Replicas:
@@ -107,6 +113,9 @@ def start_replicas(
     levels: list[Level] = []
     run_population(settings.ladder, gibbs, forward_model, y, like, eta_max, eta_min, generator, levels.append)
     levels = [level for level in levels if level.power == 1]
+    first = levels[0]
+    added = max(0, math.ceil(math.log(eta_max / first.eta) / math.log(settings.step)))
+    levels[:0] = [first._replace(eta=eta_max * (first.eta / eta_max) ** (i / added)) for i in range(added)]
     split = gibbs.proximal.split_variance(levels[-1].state)
     targets, _ = choose_targets(forward_model, y, split)
     replicas = Replicas(levels, targets, gibbs)

@@ -196,6 +196,7 @@ def test_replica_exchange_gives_separated_modes_their_weights(black_box):
     hops = (posterior.samples[:, 1:, 0, 0, 1] * posterior.samples[:, :-1, 0, 0, 1] < 0).sum()
     assert hops > 30
     record = posterior.diagnostics["replica_exchange"]
+    assert record["etas"][0] == pytest.approx(sampler.schedule[0])
     assert record["sweeps"] == 160
     assert all(rate > 0.1 for rate in record["exchange_rates"])
 
@@ -275,5 +276,7 @@ def test_bad_settings_are_named():
             Population(**{name: value})
     with pytest.raises(ValueError, match="burn_in"):
         ReplicaExchange(burn_in=-1)
+    with pytest.raises(ValueError, match="step"):
+        ReplicaExchange(step=1.0)
     with pytest.raises(ValueError, match="chains = 3"):
         DPnP(FAR, FIRST, population=Population(populations=2)).sample(Y, chains=3, seed=0)
