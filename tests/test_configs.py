@@ -49,5 +49,5 @@ def test_inference_config_draws(config, tmp_path, monkeypatch):
         "--annealing.decay=2",
         "--annealing.final=0",
     ]
-    main(["--config", str(config), *few, "--chains", "2", "--output", str(tmp_path / "out"), "--device", "cpu"])
+    main(["--config", str(config), *few, "--chains", "4", "--output", str(tmp_path / "out"), "--device", "cpu"])
     assert (tmp_path / "out" / "picture.png").is_file()

@@ -274,9 +274,7 @@ def _reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: li
     else:
         assert settings.measurement is not None
         y = to_image_units(read_tensor(settings.measurement, settings.key), card)
-    log.info(
-        "%d iterations, eta from %.3g to %.3g, %d chains", len(dpnp.schedule), *_ends(dpnp.schedule), settings.chains
-    )
+    log.info("%s; %d chains", dpnp.plan, settings.chains)
     with ProgressBar() as progress:
         posterior = dpnp.sample(
             y,
@@ -334,12 +332,11 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
     output = Path(settings.output)
     store = PairStore(output, same, overwrite=settings.overwrite)
     log.info(
-        "%d pairs, %d of them done before; %d draws each, %d iterations, eta from %.3g to %.3g",
+        "%d pairs, %d of them done before; %d draws each; %s",
         settings.pairs,
         len([pair for pair in store.done if pair < settings.pairs]),
         settings.draws_per_pair,
-        len(dpnp.schedule),
-        *_ends(dpnp.schedule),
+        dpnp.plan,
     )
     with PairProgress(settings.pairs) as progress:
         ranks = check_pairs(
@@ -443,6 +440,10 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path)
     if "coverage" in scores:
         unseen = f" (unseen pixels {scores['coverage_unseen']:.1%})" if "coverage_unseen" in scores else ""
         print(f"{scores['level']:.0%} intervals cover {scores['coverage']:.1%} of the pixels{unseen}")
+    if posterior.log_evidence is not None:
+        error = "" if posterior.log_evidence_se is None else f" ± {posterior.log_evidence_se:.2f}"
+        bias = {population["bias"] for population in record["populations"]}
+        print(f"log evidence {posterior.log_evidence:.2f}{error} (bias of the splitting: {', '.join(sorted(bias))})")
     if record["convergence"] is not None:
         print(
             "R-hat {r_hat:.3f}, bulk ESS {ess_bulk:.0f}, tail ESS {ess_tail:.0f} (worst pixel)".format(
@@ -466,7 +467,3 @@ def _bundled_images(prior: Denoiser | str) -> Path:
         name = prior if isinstance(prior, str) else type(prior).__name__
         raise ValueError(f"the prior {name!r} has no test images of its own; give image or measurement")
     return file
-
-
-def _ends(schedule: list[float]) -> tuple[float, float]:
-    return schedule[0], schedule[-1]

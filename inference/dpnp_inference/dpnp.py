@@ -94,6 +94,16 @@ class DPnP:
         )
         prior.check_sigma(torch.tensor(self.schedule))
 
+    @property
+    def plan(self) -> str:
+        """What is going to happen to the coupling, in one sentence for the log."""
+        high, low = self.schedule[0], self.schedule[-1]
+        if isinstance(self.population, Population):
+            return f"a population from the prior to eta = {low:.3g}, in steps that its weights decide"
+        if isinstance(self.population, ReplicaExchange):
+            return f"replicas between eta = {high:.3g} and {low:.3g}, on a ladder that a small population finds"
+        return f"{len(self.schedule)} iterations, eta from {high:.3g} to {low:.3g}"
+
     def blank(self, chains: int = 1) -> Tensor:
         """Zeros ``(chains, C, H, W)`` of the dtype and on the device that sampling uses."""
         return torch.zeros((chains, *self.image_shape), dtype=self.dtype, device=self.device)
