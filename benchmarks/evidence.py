@@ -2,10 +2,11 @@
 
     python benchmarks/evidence.py
 
-Images are blurred by a Gaussian of standard deviation 1.5 pixels, with noise 0.1. The model of that width and one of 1.0 pixels are compared by
-their log evidence, each estimated by a population of 64 particles in two independent halves, whose spread is the standard error. Under the
-image mixture (see ``image_mixture.py``) the evidence is known exactly; under the bundled trained prior, with held-out images, it is not, and what
-counts is which model wins, and by how much. Finished cells are kept in ``benchmarks/results/evidence.json``, the table is written beside it.
+Images are blurred by a Gaussian of standard deviation 1.5 pixels, with noise 0.1. The model of that width and one of 1.0 pixels are
+compared by their log evidence, each estimated by a population of 64 particles in two independent halves, whose spread is the standard
+error. Under the image mixture (see ``image_mixture.py``) the evidence is known exactly; under the bundled trained prior, with held-out
+images, it is not, and what counts is which model wins, and by how much. Finished cells are kept in ``benchmarks/results/evidence.json``,
+the table is written beside it.
 """
 
 from __future__ import annotations
