@@ -25,7 +25,7 @@ from torch import Tensor
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler, make_dds
 from dpnp_inference.gibbs import Batched, Gibbs, OnSweep, SamplingError, Sweep
-from dpnp_inference.population import Particles, Population, run_population, systematic_resampling
+from dpnp_inference.population import Particles, Path, Population, systematic_resampling
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.proximal import ProximalSampler, choose_proximal
 from dpnp_inference.randomness import ChainGenerators
@@ -208,7 +208,7 @@ class DPnP:
         groups = self.population.divide(chains)
         for number, particles in enumerate(groups):
             gibbs = self._gibbs(particles, seed, size, on_sweep)
-            run = run_population(
+            run = Path(
                 self.population,
                 gibbs,
                 self.forward_model,
@@ -217,7 +217,7 @@ class DPnP:
                 self.schedule[0],
                 self.schedule[-1],
                 torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN + 1 + number)),
-            )
+            ).run()
             state, x, kept = run.state, run.x, [run.x.cpu()]
             for i in range(1, thin * (draws - 1) + 1):
                 state, x, _ = gibbs.sweep(state, x, self.schedule[-1])

@@ -12,7 +12,6 @@ evaluated at z, η first stays at its largest value while the likelihood's power
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dpnp_inference.gibbs import Gibbs
+from dpnp_inference.gibbs import Gibbs, SamplingError
 from dpnp_inference.targets import choose_targets
 from dpnp_shared.forward_model import ForwardModel
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,18 +125,8 @@ class TemperedForwardModel(ForwardModel):
         return self.power * super().log_likelihood(x, y)
 
 
-def run_population(
-    settings: Population,
-    gibbs: Gibbs,
-    forward_model: ForwardModel,
-    y: Tensor,
-    like: Tensor,
-    eta_max: float,
-    eta_min: float,
-    generator: torch.Generator,
-    on_level: Callable[[Level], None] | None = None,
-) -> Particles:
-    """Take one population from the prior to the last coupling.
+class Path:
+    """Particles and their weights on the way from the prior to the last coupling.
 
     Args:
         settings: how.
@@ -150,25 +137,7 @@ def run_population(
         eta_max: largest coupling, in image units. Where weights are marginal the path starts at infinite η, and this is not used.
         eta_min: last coupling.
         generator: of the resampling.
-        on_level: called after the sweeps of each level.
-
-    Returns:
-        The particles, of equal weights.
     """
-    path = _Path(settings, gibbs, forward_model, y, like, eta_max, eta_min, generator)
-    for _ in range(10_000):
-        level = path.step()
-        if on_level is not None:
-            on_level(level)
-        if path.done:
-            return path.finish()
-    raise RuntimeError(
-        "the path has taken 10000 steps and is not at its end; lower ess, or raise the number of particles"
-    )
-
-
-class _Path:
-    """Particles and their weights on the way along the path."""
 
     def __init__(
         self,
@@ -181,13 +150,8 @@ class _Path:
         eta_min: float,
         generator: torch.Generator,
     ) -> None:
-        self.settings, self.gibbs, self.forward_model, self.y, self.generator = (
-            settings,
-            gibbs,
-            forward_model,
-            y,
-            generator,
-        )
+        self.settings, self.gibbs, self.forward_model, self.y = settings, gibbs, forward_model, y
+        self.generator = generator
         self.n, self.eta_min = len(like), eta_min
         self.x = torch.cat([gibbs.start(like) for _ in range(settings.start)])
         self.state = gibbs.proximal.init(forward_model, y, like)
@@ -206,8 +170,24 @@ class _Path:
         self.founders = torch.arange(len(self.x), device=like.device)
         self.record: dict[str, Any] = {"weights": reason, "levels": self.levels}
 
+    def run(self, on_level: Callable[[Level], None] | None = None) -> Particles:
+        """Go to the end.
+
+        Args:
+            on_level: called after the sweeps of each level.
+
+        Raises:
+            SamplingError: no particle has a positive likelihood, or one is no longer finite.
+        """
+        while not self.done:
+            level = self.step()
+            if on_level is not None:
+                on_level(level)
+        return self.finish()
+
     @property
     def done(self) -> bool:
+        """Whether the last coupling is reached."""
         return self.power == 1 and self.eta == self.eta_min
 
     def step(self) -> Level:
@@ -241,27 +221,24 @@ class _Path:
             at = self.targets.at(self.x, self.z)
             rest = at(0.0) - at(self.eta)
             # the densities leave out what does not depend on x: the same for every particle
-            one = self.x[:1].to(torch.float64)
-            constant = float(
-                self.forward_model.log_likelihood(one, self.y.to(torch.promote_types(self.y.dtype, torch.float64)))
-                - at(0.0)[:1]
-            )
+            one, y = self.x[:1].to(torch.float64), self.y.to(torch.promote_types(self.y.dtype, torch.float64))
+            constant = float(self.forward_model.log_likelihood(one, y) - at(0.0)[:1])
         fraction = conditional_ess(self.log_w, rest)
-        exact = bool((rest == 0).all())
-        corrected = not exact and self.settings.correct and fraction >= 0.5
-        if corrected:
+        log_evidence = self.log_evidence + constant
+        bias = "that of the last coupling"
+        if bool((rest == 0).all()):
+            bias = "none: exact splitting"
+        elif self.settings.correct and fraction >= 0.5:
+            bias = "none: corrected by weights"
             self._weigh(rest)
+            log_evidence = self.log_evidence + constant
             self.record["correction_ancestors"] = self._resample()
-        self.record |= {
-            "log_evidence": self.log_evidence + constant,
-            "bias": "none: exact splitting"
-            if exact
-            else "none: corrected by weights"
-            if corrected
-            else "that of the last coupling",
-            "correction_ess": fraction,
-        }
-        return Particles(self.state, self.x, self.z, self.log_evidence + constant, self.record)
+        elif (
+            not self.joint
+        ):  # without its determinant the last target has no evidence of its own; that of the model always can be had
+            log_evidence += float((self.log_w.log_softmax(0) + rest).logsumexp(0))
+        self.record |= {"log_evidence": log_evidence, "bias": bias, "correction_ess": fraction}
+        return Particles(self.state, self.x, self.z, log_evidence, self.record)
 
     def _at(self, t: float) -> tuple[float, float]:
         """η and β at ``t`` in (0, 1] of the way to the next corner of the path."""
@@ -274,7 +251,7 @@ class _Path:
         """How far the next step may go, and the log weights that it gives."""
         increment: Callable[[float], Tensor]
         if self.power < 1:
-            log_l = self.forward_model.log_likelihood(self.z, self.y)
+            log_l = self.forward_model.log_likelihood(self.z, self.y).nan_to_num(-math.inf, math.inf, -math.inf)
             increment = lambda t: (self._at(t)[1] - self.power) * log_l  # noqa: E731
         else:
             at = self.targets.at(self.x, self.z)
@@ -292,6 +269,11 @@ class _Path:
         return high, increment(high)  # never no step at all
 
     def _weigh(self, increment: Tensor) -> None:
+        if not bool((torch.isfinite(increment) & torch.isfinite(self.log_w)).any()):
+            raise SamplingError(
+                f"none of the {self.n} particles of a population has a positive likelihood at eta = {self.eta:g}; check the "
+                "measurement and the forward model, or raise chains"
+            )
         self.log_evidence += float((self.log_w.log_softmax(0) + increment).logsumexp(0))
         self.log_w = self.log_w + increment
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.gibbs import Gibbs
-from dpnp_inference.population import Level, Population, run_population
+from dpnp_inference.population import Level, Path, Population
 from dpnp_inference.targets import Targets, choose_targets
 from dpnp_shared.forward_model import ForwardModel
 
@@ -109,9 +109,9 @@ def start_replicas(
     eta_min: float,
     generator: torch.Generator,
 ) -> Replicas:
-    """Find the ladder and the first replicas; arguments as of :func:`~dpnp_inference.population.run_population`."""
+    """Find the ladder and the first replicas; arguments as of :class:`~dpnp_inference.population.Path`."""
     levels: list[Level] = []
-    run_population(settings.ladder, gibbs, forward_model, y, like, eta_max, eta_min, generator, levels.append)
+    Path(settings.ladder, gibbs, forward_model, y, like, eta_max, eta_min, generator).run(levels.append)
     levels = [level for level in levels if level.power == 1]
     first = levels[0]
     added = max(0, math.ceil(math.log(eta_max / first.eta) / math.log(settings.step)))
