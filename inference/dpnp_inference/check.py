@@ -9,26 +9,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from dpnp_inference.calibration import Ranks, rank_pair
 from dpnp_inference.dpnp import Sweep
 from dpnp_inference.files import check_output
 from dpnp_inference.posterior import Posterior
-from dpnp_inference.progress import describe_sweep
+from dpnp_inference.progress import Live, describe_sweep
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.forward_model import ForwardModel
@@ -176,8 +167,8 @@ class PairStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class PairProgress:
-    """A live line for a check: pairs done, and what the present one does; lines of the log where there is no terminal.
+class PairProgress(Live):
+    """Pairs done, and what the present one does; lines of the log where there is no terminal.
 
     Args:
         pairs: how many there will be.
@@ -185,38 +176,20 @@ class PairProgress:
     """
 
     def __init__(self, pairs: int, console: Console | None = None) -> None:
-        console = console if console is not None else Console(stderr=True)
-        self.pairs, self._live = pairs, console.is_terminal
-        self._progress = Progress(
-            TextColumn("pairs"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("pairs", total=pairs, state="")
-
-    def __enter__(self) -> PairProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        super().__init__(console)
+        self.pairs = pairs
+        self._task = self.progress.add_task("pairs", total=pairs, state="")
 
     def sweep(self, sweep: Sweep) -> None:
         """Show one iteration of the present pair."""
-        state = f"iteration {sweep.iteration}/{sweep.iterations} · {describe_sweep(sweep)}"
-        self._progress.update(self._task, state=state)
+        iterations = "" if sweep.iterations is None else f"/{sweep.iterations}"
+        state = f"iteration {sweep.iteration}{iterations} · {describe_sweep(sweep)}"
+        self.progress.update(self._task, state=state)
 
     def pair(self, done: int) -> None:
         """Show how many pairs are done."""
-        self._progress.update(self._task, completed=done)
-        if not self._live and (done == self.pairs or done % max(1, self.pairs // 10) == 0):
+        self.progress.update(self._task, completed=done)
+        if not self.is_live and (done == self.pairs or done % max(1, self.pairs // 10) == 0):
             log.info("%d of %d pairs", done, self.pairs)
 
 

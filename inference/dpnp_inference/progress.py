@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -17,11 +18,12 @@ from rich.progress import (
 
 from dpnp_inference.gibbs import Sweep
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
-class ProgressBar:
-    """Context manager whose call is the ``on_sweep`` of :meth:`DPnP.sample <dpnp_inference.dpnp.DPnP.sample>`.
 
-    Draws nothing where the console is not a terminal.
+class Live:
+    """A context manager that shows lines of progress, and nothing where the console is not a terminal.
 
     Args:
         console: where to draw; standard error by default.
@@ -29,7 +31,8 @@ class ProgressBar:
 
     def __init__(self, console: Console | None = None) -> None:
         console = console if console is not None else Console(stderr=True)
-        self._progress = Progress(
+        self.is_live = console.is_terminal
+        self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -39,23 +42,34 @@ class ProgressBar:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tasks: dict[range, TaskID] = {}
 
-    def __enter__(self) -> ProgressBar:
-        self._progress.start()
+    def __enter__(self) -> Self:
+        self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self.progress.stop()
+
+
+class ProgressBar(Live):
+    """Its call is the ``on_sweep`` of :meth:`DPnP.sample <dpnp_inference.dpnp.DPnP.sample>`.
+
+    Args:
+        console: where to draw; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._tasks: dict[range, TaskID] = {}
 
     def __call__(self, sweep: Sweep) -> None:
         """Show one iteration."""
         if sweep.chains not in self._tasks:
             name = f"chains {sweep.chains.start}-{sweep.chains.stop - 1}"
-            self._tasks[sweep.chains] = self._progress.add_task(name, total=sweep.iterations, state="")
-        self._progress.update(self._tasks[sweep.chains], completed=sweep.iteration, state=describe_sweep(sweep))
+            self._tasks[sweep.chains] = self.progress.add_task(name, total=sweep.iterations, state="")
+        self.progress.update(self._tasks[sweep.chains], completed=sweep.iteration, state=describe_sweep(sweep))
 
 
 def describe_sweep(sweep: Sweep) -> str:
