@@ -95,7 +95,7 @@ class HMC:
     def step(
         self, state: HMCState, x: Tensor, eta: float, *, generator: ChainGenerators
     ) -> tuple[HMCState, Tensor, ProximalInfo]:
-        """See :class:`ProximalSampler`; a proposal is a trajectory, and counts as not finite where any point of it is."""
+        """See :class:`ProximalSampler`; a proposal is a trajectory, and counts as not finite where any point of it is not."""
         z, log_s = state.z, state.log_s
         adapt = self.warmup if state.eta != eta else 0
         log_l, gradient = value_and_gradient(state.forward_model, z, state.y)
@@ -112,7 +112,7 @@ class HMC:
                 v = v + s / 2 * eta**2 * gradient_new
                 q, v = q * s.cos() + v * s.sin(), v * s.cos() - q * s.sin()
                 log_l_new, gradient_new = value_and_gradient(state.forward_model, x + q, state.y)
-                finite &= all_finite(log_l_new, gradient_new)
+                finite = (finite | start_is_bad) & all_finite(log_l_new, gradient_new)
                 gradient_new = gradient_new.nan_to_num(0.0, 0.0, 0.0)  # such a trajectory will be refused
                 v = v + s / 2 * eta**2 * gradient_new
             log_ratio = energy - ((square(q) + square(v)) / (2 * eta**2) - log_l_new)
@@ -125,6 +125,7 @@ class HMC:
             log_l = torch.where(accept, log_l_new, log_l)
             if i < adapt:  # Robbins-Monro on the log of the step size
                 probability = torch.where(finite, log_ratio.clamp(max=0).exp().nan_to_num(1.0), 0.0)
+                probability = torch.where(start_is_bad, 1.0, probability)  # such a start is left by large steps
                 log_s = log_s + 2 * (probability - self.target).to(log_s) / (1 + i) ** 0.5
                 log_s = log_s.clamp(-20.0, math.log(math.pi / 2 / self.leapfrogs))
             else:

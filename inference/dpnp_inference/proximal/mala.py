@@ -104,13 +104,15 @@ class MALA:
             u = generator.uniform(dtype=x.dtype, device=x.device)
             finite = all_finite(log_l_new, gradient_new)
             # a chain that starts where the likelihood is zero or undefined takes the first finite proposal
-            accept = finite & ((u.log() < log_ratio) | ~torch.isfinite(log_l))
+            bad = ~torch.isfinite(log_l)
+            accept = finite & ((u.log() < log_ratio) | bad)
             keep = as_column(accept, x)
             z = torch.where(keep, z_new, z)
             gradient = torch.where(keep, gradient_new, gradient)
             log_l = torch.where(accept, log_l_new, log_l)
             if i < adapt:  # Robbins-Monro on the log of the step size
                 probability = torch.where(finite, log_ratio.clamp(max=0).exp().nan_to_num(1.0), 0.0)
+                probability = torch.where(bad, 1.0, probability)  # such a start is left by large steps
                 log_s = (log_s + 2 * (probability - self.target) / (1 + i) ** 0.5).clamp(-20.0, 3.0).to(log_s)
             else:
                 accepted += accept.to(accepted)
