@@ -4,8 +4,9 @@
 
 The prior is a mixture around 2,000 real images (Fashion-MNIST, 28 x 28, component variance 0.02), which has the geometry of images and,
 for linear measurements, a closed-form posterior. Lower half missing, a 14 x 14 box missing, 4 x 4 average pooling, and 3 per cent of the
-pixels seen; noise 0.05 and 0.3; problems with seeds from 0 on; 256 draws by each sampler (64 by DPS), all with their defaults. Shown are,
-in the mean over the problems and beside the floor (as many exact draws):
+pixels seen; noise 0.05 and 0.3; problems with seeds from 0 on; 256 draws by each sampler (64 by DPS; 16 of each of 16 chains by replica
+exchange), all with their defaults, and a population with more draws from the prior where little is seen and one with more network calls
+where much is. Shown are, in the mean over the problems and beside the floor (as many exact draws):
 
 - TV: total variation between the components' weights among the draws and in the exact posterior;
 - W1: sliced Wasserstein-1 distance to exact draws;
@@ -31,7 +32,7 @@ from problems import IMAGE_OPERATORS, image_mixture, image_operator
 from runner import parser, run_cells, write_table
 from torch import Tensor
 
-from dpnp_inference import DPnP, Population, Posterior
+from dpnp_inference import DDSDDIM, DPnP, Population, Posterior, ReplicaExchange
 from dpnp_inference.baselines import DPS
 from dpnp_inference.metrics import sliced_wasserstein
 from dpnp_shared.analytic import GaussianMixturePrior, LinearGaussianPosterior
@@ -51,14 +52,18 @@ METHODS: dict[str, Callable[[GaussianMixturePrior, ForwardModel, Tensor, int], P
     "population, start 32": lambda prior, model, y, seed: DPnP(prior, model, population=Population(start=32)).sample(
         y, chains=DRAWS, seed=seed
     ),
+    "population, 32 calls": lambda prior, model, y, seed: DPnP(
+        prior, model, population=True, dds=DDSDDIM(calls=32)
+    ).sample(y, chains=DRAWS, seed=seed),
+    "replica exchange": lambda prior, model, y, seed: DPnP(prior, model, population=ReplicaExchange()).sample(
+        y, chains=16, draws=DRAWS // 16, seed=seed
+    ),
     "chains, ddim": lambda prior, model, y, seed: DPnP(prior, model).sample(y, chains=DRAWS, seed=seed),
     "chains, ddpm": lambda prior, model, y, seed: DPnP(prior, model, dds="ddpm").sample(y, chains=DRAWS, seed=seed),
     "DPS": lambda prior, model, y, seed: DPS(prior, model).sample(y, chains=64, seed=seed),
 }
-SPARSE_ONLY, FEW = (
-    ("population, start 32",),
-    ("population, start 32", "chains, ddim", "population, ddpm", "chains, ddpm", "DPS"),
-)
+ONLY = {"population, start 32": "sparse", "population, 32 calls": "lower half"}
+FEW = tuple(method for method in METHODS if method != "population, ddim")
 DATA = "data"
 
 
@@ -208,7 +213,7 @@ def main() -> None:
         for operator in arguments.operators
         for sigma in SIGMAS
         for method in ("floor", *arguments.methods)
-        if (seed < arguments.few or method not in FEW) and (operator == "sparse" or method not in SPARSE_ONLY)
+        if (seed < arguments.few or method not in FEW) and ONLY.get(method, operator) == operator
     }
     results = run_cells(
         run_cell, cells, arguments, header={"draws": DRAWS}, start=start, start_arguments=(arguments.data,)

@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from dpnp_inference.calibration import Ranks, rank_pair
-from dpnp_inference.dpnp import Sweep
+from dpnp_inference.dpnp import DPnP, Sweep
 from dpnp_inference.files import check_output
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import Live, describe_sweep
@@ -29,6 +29,7 @@ from dpnp_shared.solvers import sample_unconditional
 log = logging.getLogger(__name__)
 
 PAIRS, CONFIGURATION = "pairs.json", "configuration.json"
+Truths = Literal["flow", "sampler"]
 TRUTH, MEASUREMENT, CHAINS, RANKS, CHOICE = range(5)  # what a pair's seed is for
 
 
@@ -62,10 +63,11 @@ def simulate_pair(
     calls: int = 40,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    sampler: DPnP | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A truth from the prior, and a measurement of it.
 
-    An analytic prior is drawn from exactly, a trained one by its probability flow.
+    An analytic prior is drawn from exactly, a trained one by its probability flow; or both as a sampler sees them.
 
     Args:
         prior: gives the truth.
@@ -75,12 +77,15 @@ def simulate_pair(
         calls: network calls of the probability flow.
         dtype: of the images.
         device: where prior and forward model are.
+        sampler: takes the truth from :meth:`DPnP.sample_prior <dpnp_inference.dpnp.DPnP.sample_prior>` of this sampler.
 
     Returns:
         ``x`` ``(C, H, W)`` and ``y`` ``(*y_shape)``.
     """
     generator = torch.Generator().manual_seed(pair_seed(seed, pair, TRUTH))
-    if isinstance(prior, ExactPrior):
+    if sampler is not None:
+        x = sampler.sample_prior(1, seed=pair_seed(seed, pair, TRUTH))
+    elif isinstance(prior, ExactPrior):
         x = prior.sample(1, generator=generator, dtype=dtype).to(device)
     else:
         x = sample_unconditional(prior, 1, generator=generator, steps=calls, dtype=dtype, device=device)
@@ -201,6 +206,7 @@ def check_pairs(
     seed: int,
     chains: int | None = None,
     batch_size: int | None = None,
+    truths: Truths = "flow",
     store: PairStore | None = None,
     progress: PairProgress | None = None,
 ) -> Ranks:
@@ -217,6 +223,9 @@ def check_pairs(
         chains: chains that are run for each pair, of which so many draws are taken at random; as many as draws by default. More
             make sense where chains work together, as the particles of a population do.
         batch_size: chains that run together.
+        truths: ``flow`` draws them from the prior, a trained one by its probability flow; ``sampler`` by the sampler's own schedule without
+            a measurement. Where a check with the former finds fault and one with the latter does not, the network's noise levels
+            contradict each other, and no sampler of it can be right about both.
         store: where finished pairs are kept and found.
         progress: is told of every iteration and pair.
 
@@ -225,11 +234,14 @@ def check_pairs(
 
     Raises:
         ValueError: there are fewer chains than draws.
+        TypeError: ``truths="sampler"`` of a sampler that has no ``sample_prior``.
         SamplingError: a chain has left the finite numbers; pairs before it are kept.
     """
     chains = draws if chains is None else chains
     if chains < draws:
         raise ValueError(f"chains = {chains} are fewer than draws = {draws}")
+    if truths == "sampler" and not isinstance(sampler, DPnP):
+        raise TypeError(f"truths = 'sampler' needs a DPnP, and {type(sampler).__name__} is none")
     found: dict[int, dict[str, Any]] = {} if store is None else store.done
     ranks = []
     for pair in range(pairs):
@@ -243,6 +255,7 @@ def check_pairs(
                 pair=pair,
                 dtype=sampler.dtype,
                 device=sampler.device,
+                sampler=sampler if truths == "sampler" and isinstance(sampler, DPnP) else None,
             )
             posterior = sampler.sample(
                 y,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.calibration import assess, draw_calibration
-from dpnp_inference.check import PairProgress, PairStore, check_pairs
+from dpnp_inference.check import PairProgress, PairStore, Truths, check_pairs
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import DPnP, SamplingError
 from dpnp_inference.files import MARKER, check_output, read_image, read_tensor, save_array, to_image_units
@@ -169,12 +169,15 @@ class Check(Configuration):
         draws_per_pair: draws of each reconstruction, each by a chain of its own; 39 is the least that has 95% intervals.
         particles: chains that are run for each pair, of which draws_per_pair are taken; as many by default. More make sense
             where chains work together.
+        truths: where the truths come from: flow, the prior's own draws (of a trained prior by its probability flow); or sampler, this
+            sampler's draws without a measurement. If only the latter are covered, the noise levels of the network contradict each other.
         output: folder to write; by default outputs/check_ and a number that is the same for the same configuration.
     """
 
     pairs: int = 100
     draws_per_pair: int = 39
     particles: int | None = None
+    truths: Truths = "flow"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -346,6 +349,7 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
             seed=settings.seed,
             chains=settings.particles,
             batch_size=settings.batch_size,
+            truths=settings.truths,
             store=store,
             progress=progress,
         )
@@ -354,8 +358,9 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
         draw_calibration(folder / "picture.png", calibration, title=_title(dpnp, card))
         record = {**_provenance(settings, dpnp, card, config, arguments), "check": calibration.to_json()}
         (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    source = "prior" if settings.truths == "flow" else "sampler without a measurement"
     print(
-        f"{calibration.pairs} truths drawn from the prior and measured, {calibration.draws} posterior draws each. "
+        f"{calibration.pairs} truths drawn from the {source} and measured, {calibration.draws} posterior draws each. "
         "The truths are the prior's own:\nwhat follows is about the sampler in this configuration, not about whether the prior "
         "knows your images.\n"
     )

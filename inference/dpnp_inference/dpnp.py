@@ -170,6 +170,26 @@ class DPnP:
         posterior.diagnostics["convergence"] = posterior.convergence()
         return posterior
 
+    @torch.no_grad()
+    def sample_prior(self, n: int, *, seed: int) -> Tensor:
+        r"""What this sampler draws when nothing is measured: the schedule with :math:`z = x + \eta w` as proximal step.
+
+        With an exact score these are draws from the prior. The noise levels of a trained network may contradict each other a little; then
+        this is the law that they make together in the sampler, which need not be that of the network's probability flow.
+
+        Args:
+            n: number of images.
+            seed: not negative; image i depends on ``(seed, i)`` only.
+
+        Returns:
+            ``(n, C, H, W)``.
+        """
+        gibbs = self._gibbs(range(n), seed, n, None)
+        x = gibbs.start(self.blank(n))
+        for eta in self.schedule:
+            x, _ = self.dds(self.prior, x + eta * gibbs.generator.normal_like(x), eta, generator=gibbs.generator)
+        return x
+
     def _gibbs(
         self, chains: range, seed: int, size: int, on_sweep: OnSweep | None, iterations: int | None = None
     ) -> Gibbs:

@@ -19,7 +19,8 @@ from dpnp_inference.baselines import DPS
 from dpnp_inference.calibration import Ranks, assess
 from dpnp_inference.check import PairProgress, PairStore, check_pairs, simulate_pair
 from dpnp_inference.cli import main
-from dpnp_shared.analytic import GaussianMixturePrior
+from dpnp_shared.analytic import GaussianMixturePrior, GaussianPrior
+from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise
 from dpnp_shared.operators import RandomInpainting
@@ -113,6 +114,35 @@ def test_a_trained_priors_truths_are_its_own_draws():
     x, y = simulate_pair(prior, model, seed=0, pair=0, calls=10)
     assert x.shape == y.shape == (1, 28, 28)
     assert 0.3 < float(x.std()) < 1.2
+
+
+class Inconsistent(Denoiser):
+    """Denoises large noise as if images had half of their size: no law has these denoisers."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_shape, self.spread, self.sigma_min, self.sigma_max = SHAPE, 1.0, 0.0, 1e3
+        self.large, self.small = GaussianPrior(0.0, 0.25, SHAPE), GaussianPrior(0.0, 1.0, SHAPE)
+
+    def forward(self, x, sigma):
+        return (self.large if float(sigma) > 0.5 else self.small)(x, sigma)
+
+
+def test_the_samplers_own_truths_follow_an_exact_prior():
+    sampler = DPnP(GaussianPrior(0.5, 0.8, SHAPE), MODEL, dtype=torch.float64)
+    x = sampler.sample_prior(400, seed=0)
+    assert x.shape == (400, *SHAPE)
+    assert float(x.mean()) == pytest.approx(0.5, abs=4.5 * (0.8 / x.numel()) ** 0.5)
+    assert float(x.var()) == pytest.approx(0.8, rel=4.5 * (2 / x.numel()) ** 0.5 + 0.02)
+    torch.testing.assert_close(sampler.sample_prior(2, seed=0), x[:2])
+
+
+def test_the_samplers_own_truths_tell_the_network_from_the_sampler():
+    sampler = DPnP(Inconsistent(), ForwardModel(RandomInpainting(SHAPE, missing=0.9, seed=0), GaussianNoise(0.3)))
+    assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0)).verdict == "too wide"
+    assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0, truths="sampler")).verdict == "fine"
+    with pytest.raises(TypeError, match="truths = 'sampler' needs a DPnP, and DPS is none"):
+        check_pairs(DPS(PRIOR, MODEL, steps=50), pairs=1, draws=9, seed=0, truths="sampler")
 
 
 def test_finished_pairs_are_not_done_again(tmp_path, monkeypatch):
@@ -248,6 +278,12 @@ def test_populations_can_be_chosen_and_checked(config, population):
     main(["--config", config, "--measurement", "y.npy", "--chains", "20", *population, "--output", "run"])
     for folder in ("out", "run"):
         assert json.loads(Path(folder, "run.json").read_text())["config"]["population"] not in (False, None)
+
+
+def test_truths_can_be_the_samplers(config, capsys):
+    main(["check", "--config", config, *FEW, "--truths", "sampler", "--output", "out"])
+    assert "4 truths drawn from the sampler without a measurement" in capsys.readouterr().out
+    assert json.loads(Path("out/pairs.json").read_text())["configuration"]["truths"] == "sampler"
 
 
 def test_help_lists_the_checks_own_options_only(capsys):
