@@ -1,0 +1,62 @@
+"""The benchmarks' runner keeps, resumes and verifies; every benchmark's command line is there."""
+
+import json
+import math
+import runpy
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+COMMANDS = sorted(set(FOLDER.glob("*.py")) - {FOLDER / "runner.py", FOLDER / "problems.py"})
+CELLS = {"a": (3.0, 4.0), "b": (5.0, 12.0)}
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import runner
+
+    return runner
+
+
+def arguments(folder: Path, verify: int = 0) -> Namespace:
+    return Namespace(jobs=1, output=folder / "results.json", verify=verify)
+
+
+def test_results_are_kept_and_verified(runner, tmp_path, capsys):
+    assert runner.run_cells(math.hypot, CELLS, arguments(tmp_path), header={"n": 1}) == {"a": 5.0, "b": 13.0}
+    # a cell that is done is not done again, and others stay
+    record = json.loads((tmp_path / "results.json").read_text())
+    record["results"]["a"] = 7.0
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    assert runner.run_cells(math.hypot, CELLS, arguments(tmp_path), header={"n": 1}) == {"a": 7.0, "b": 13.0}
+    with pytest.raises(SystemExit) as stop:
+        runner.run_cells(math.hypot, CELLS, arguments(tmp_path, verify=9), header={"n": 1})
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "a:  7 -> 5" in printed
+    assert "b: as kept" in printed
+    with pytest.raises(SystemExit, match="not of"):
+        runner.run_cells(math.hypot, CELLS, arguments(tmp_path), header={"n": 2})
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["a"] == 7.0
+
+
+def test_differences_are_found_at_any_depth_and_times_do_not_count(runner):
+    kept = {"seconds": 1.0, "rows": [1, {"w1": 0.5}], "nan": math.nan}
+    assert list(runner._compare(kept, {"seconds": 9.0, "rows": [1, {"w1": 0.50001}], "nan": math.nan}, "")) == []
+    assert list(runner._compare(kept, {"rows": [1, {"w1": 0.6}], "nan": math.nan}, "")) == ["/rows/1/w1 0.5 -> 0.6"]
+    assert list(runner._compare(kept, {"rows": [1], "nan": math.nan}, "")) != []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda path: path.stem)
+def test_every_benchmark_says_what_it_does(command, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [str(command), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(command), run_name="__main__")
+    assert stop.value.code == 0
+    assert f"python benchmarks/{command.name}" in capsys.readouterr().out
