@@ -191,7 +191,7 @@ def draw(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     left.axhline(1, color="black", lw=1)
     left.set(yscale="log", xlabel="d, m", ylabel="distance over the floor")
     left.set_xticks(range(len(arguments.cells)), arguments.cells)
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for cell in CURVE:
         points = sorted(point(results, cell, method, n) for method in curve_methods())
         right.plot(*zip(*points, strict=True), "o-", label=cell)
