@@ -1,7 +1,7 @@
 """Forward operators ``A`` of measurements ``y = A(x)`` + noise, one file a kind."""
 
 from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operator, as_operator
-from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur
+from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
@@ -15,8 +15,10 @@ __all__ = [
     "FunctionOperator",
     "GaussianBlur",
     "Inpainting",
+    "KernelBlur",
     "LinearOperator",
     "MatrixOperator",
+    "MotionBlur",
     "Operator",
     "PhaseRetrieval",
     "RandomInpainting",
