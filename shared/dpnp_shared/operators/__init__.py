@@ -2,6 +2,7 @@
 
 from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operator, as_operator
 from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
+from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
@@ -11,6 +12,7 @@ from dpnp_shared.operators.super_resolution import SuperResolution
 __all__ = [
     "BoxInpainting",
     "CircularConvolution",
+    "Convolution",
     "DitheredQuantisation",
     "FunctionOperator",
     "GaussianBlur",
