@@ -1,6 +1,7 @@
 """Forward operators ``A`` of measurements ``y = A(x)`` + noise, one file a kind."""
 
 from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operator, as_operator
+from dpnp_shared.operators.bicubic import BicubicSuperResolution
 from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
 from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
@@ -10,6 +11,7 @@ from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.super_resolution import SuperResolution
 
 __all__ = [
+    "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
     "Convolution",
