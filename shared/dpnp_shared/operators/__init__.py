@@ -5,6 +5,7 @@ from dpnp_shared.operators.bicubic import BicubicSuperResolution
 from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
 from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
+from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
@@ -20,6 +21,7 @@ __all__ = [
     "DitheredQuantisation",
     "FunctionOperator",
     "GaussianBlur",
+    "HighDynamicRange",
     "Inpainting",
     "KernelBlur",
     "LinearOperator",
