@@ -8,6 +8,7 @@ from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
+from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
 from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.super_resolution import SuperResolution
@@ -27,6 +28,7 @@ __all__ = [
     "LinearOperator",
     "MatrixOperator",
     "MotionBlur",
+    "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
     "RandomInpainting",
