@@ -3,6 +3,7 @@
 from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operator, as_operator
 from dpnp_shared.operators.bicubic import BicubicSuperResolution
 from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
+from dpnp_shared.operators.coded_diffraction import CodedDiffraction
 from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
@@ -17,6 +18,7 @@ __all__ = [
     "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
+    "CodedDiffraction",
     "CompressedSensing",
     "Convolution",
     "DitheredQuantisation",
