@@ -11,6 +11,7 @@ from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomIn
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
+from dpnp_shared.operators.ptychography import Ptychography
 from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.super_resolution import SuperResolution
 
@@ -33,6 +34,7 @@ __all__ = [
     "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
+    "Ptychography",
     "RandomInpainting",
     "SuperResolution",
     "as_operator",
