@@ -14,6 +14,7 @@ from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
 from dpnp_shared.operators.ptychography import Ptychography
 from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.super_resolution import SuperResolution
+from dpnp_shared.operators.uniform_quantisation import Quantisation
 
 __all__ = [
     "BicubicSuperResolution",
@@ -35,6 +36,7 @@ __all__ = [
     "Operator",
     "PhaseRetrieval",
     "Ptychography",
+    "Quantisation",
     "RandomInpainting",
     "SuperResolution",
     "as_operator",
