@@ -4,6 +4,7 @@ from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operato
 from dpnp_shared.operators.bicubic import BicubicSuperResolution
 from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
 from dpnp_shared.operators.coded_diffraction import CodedDiffraction
+from dpnp_shared.operators.combine import Compose, LinearCompose, LinearStack, Stack
 from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
@@ -21,6 +22,7 @@ __all__ = [
     "BoxInpainting",
     "CircularConvolution",
     "CodedDiffraction",
+    "Compose",
     "CompressedSensing",
     "Convolution",
     "DitheredQuantisation",
@@ -29,7 +31,9 @@ __all__ = [
     "HighDynamicRange",
     "Inpainting",
     "KernelBlur",
+    "LinearCompose",
     "LinearOperator",
+    "LinearStack",
     "MatrixOperator",
     "MotionBlur",
     "NonlinearBlur",
@@ -38,6 +42,7 @@ __all__ = [
     "Ptychography",
     "Quantisation",
     "RandomInpainting",
+    "Stack",
     "SuperResolution",
     "as_operator",
 ]
