@@ -92,6 +92,80 @@ class GaussianBlur(CircularConvolution):
         self.sigma = sigma
 
 
+class KernelBlur(CircularConvolution):
+    """Circular convolution with a blur kernel: not negative, and divided by its sum.
+
+    A :class:`CircularConvolution` takes any kernel and uses it as it is.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        kernel: ``(kh, kw)``, its centre at ``(kh // 2, kw // 2)``: a tensor, nested lists, or the path of a
+            ``.npy`` file.
+
+    Raises:
+        ValueError: ``kernel`` is not two-dimensional, or it has an entry that is negative or not finite, or its sum is 0.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], kernel: Tensor | list[list[float]] | str) -> None:
+        values = array_argument(kernel, "kernel")
+        if values.numel() and not (float(values.min()) >= 0 and float(values.sum()) > 0):
+            raise ValueError(
+                f"kernel has the smallest entry {float(values.min())} and the sum {float(values.sum())}; "
+                "allowed are entries that are not negative, with a positive sum"
+            )
+        super().__init__(values / values.sum(), image_shape)
+
+
+class MotionBlur(CircularConvolution):
+    r"""Circular blur by a straight motion at constant speed, of sum 1.
+
+    .. math:: k_{ab} = \frac1L \int_{-L/2}^{L/2} \Lambda(a + t \sin\theta)\, \Lambda(b - t \cos\theta)\, dt
+
+    with :math:`\Lambda(s) = \max(0, 1 - |s|)`, so that a point between pixels is shared among its four
+    neighbours as in bilinear interpolation. The integral is exact.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        length: :math:`L` of the path, in pixels.
+        angle: :math:`\theta` in degrees, from the horizontal, counterclockwise as the image is seen (rows
+            count downwards).
+
+    Raises:
+        ValueError: ``length`` is not positive and finite, or ``angle`` is not finite.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], length: float, angle: float) -> None:
+        if not 0 < length < math.inf:
+            raise ValueError(f"length = {length}; allowed is a positive number of pixels")
+        if not math.isfinite(angle):
+            raise ValueError(f"angle = {angle}; allowed is a finite number of degrees")
+        super().__init__(_motion_kernel(length, angle), image_shape)
+        self.length, self.angle = length, angle
+
+
+def _motion_kernel(length: float, angle: float) -> Tensor:
+    """Kernel of :class:`MotionBlur`, ``(n, n)`` with odd ``n``.
+
+    Between the path's crossings of pixel rows and columns the integrand is a quadratic in ``t``, where
+    Simpson's rule is exact.
+    """
+    half = length / 2
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    reach = math.ceil(half)
+    lines = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    crossings = [lines / slope for slope in (sine, cosine) if abs(slope) * half >= 1e-12]
+    ends = torch.tensor([-half, 0.0, half], dtype=torch.float64)
+    t = torch.cat([*crossings, ends]).clamp(-half, half).sort().values
+    width = t.diff() / length
+    middle = (t[1:] + t[:-1]) / 2
+    t = torch.cat([t[:-1], middle, t[1:]])
+    weights = torch.cat([width, 4 * width, width]) / 6
+    pixels = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    rows = (1 - (pixels[:, None] + t * sine).abs()).clamp_min(0)  # (n, nodes)
+    columns = (1 - (pixels[:, None] - t * cosine).abs()).clamp_min(0)
+    return (rows * weights) @ columns.T
+
+
 def _wrapped_gaussian(n: int, sigma: float) -> Tensor:
     """Gaussian on a circle of ``n`` pixels, ``(n,)``, centred at ``n // 2``, of sum 1."""
     turns = math.ceil(10 * sigma / n) + 1
