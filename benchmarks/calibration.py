@@ -5,10 +5,10 @@
 For each problem, ``--pairs`` times: x from the prior, y from the forward model, ``--draws`` posterior draws by the default sampler; then
 the ranks of each truth among its draws (simulation-based calibration, Talts et al. 2018; TARP, Lemos et al. 2023), see
 ``dpnp_inference/calibration.py``. Truths come from the prior's probability flow, so that this measures the sampler, not how well the
-prior knows images. A network's noise levels may contradict each other, though, and then its flow and its sampler have different priors:
-``--own`` pairs of the first problem have truths that the sampler itself draws without a measurement. Every pair has an inpainting mask of
-its own. The ranks are kept in ``benchmarks/results/calibration.json``, from where an interrupted run goes on; the table and one plot a
-problem are written beside it.
+prior knows images. The prior as the sampler draws it may differ from the flow's, by its discretisation or since the network's noise levels
+contradict each other: ``--own`` pairs of the first problem have truths that the sampler itself draws without a measurement.
+Every pair has an inpainting mask of its own. The ranks are kept in ``benchmarks/results/calibration.json``, from where an interrupted run
+goes on; the table and one plot a problem are written beside it.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ PIXELS, UNCERTAIN_PIXELS, INTENSITY, PROJECTED = "pixels", "uncertain pixels", "
 ADVICE = {
     "fine": "no line above is off by more than chance allows; more pairs make the error bars smaller.",
     "too narrow": "the intervals promise more than they hold. Spend more on each draw (iterations of the annealing, network calls of the "
-    "denoising sampler, proposals of the proximal sampler) and check again. With a trained prior check with truths = sampler too: if "
-    "those are covered, the network's noise levels contradict each other, which only a better network mends.",
+    "denoising sampler, proposals of the proximal sampler) and check again. If truths = sampler are covered meanwhile, the "
+    "measurement enters rightly, and what is off is the prior as the sampler draws it: too few network calls, or a network whose noise "
+    "levels contradict each other.",
     "too wide": "the intervals are honest but larger than they need be. Lower the last coupling (eta_min), with more iterations on the "
     "way there, and check again.",
     "biased": "the draws lie beside the truth to one side. Lower the last coupling (eta_min) or spend more network calls on each draw, "

@@ -224,8 +224,9 @@ def check_pairs(
             make sense where chains work together, as the particles of a population do.
         batch_size: chains that run together.
         truths: ``flow`` draws them from the prior, a trained one by its probability flow; ``sampler`` by the sampler's own schedule without
-            a measurement. Where a check with the former finds fault and one with the latter does not, the network's noise levels
-            contradict each other, and no sampler of it can be right about both.
+            a measurement. Where a check with the former finds fault and one with the latter does not, the measurement enters rightly, and
+            the prior as the sampler draws it is not that of the flow: by the discretisation of the denoising sampler, which more calls
+            lessen, or since the noise levels of a network contradict each other.
         store: where finished pairs are kept and found.
         progress: is told of every iteration and pair.
 

@@ -170,7 +170,8 @@ class Check(Configuration):
         particles: chains that are run for each pair, of which draws_per_pair are taken; as many by default. More make sense
             where chains work together.
         truths: where the truths come from: flow, the prior's own draws (of a trained prior by its probability flow); or sampler, this
-            sampler's draws without a measurement. If only the latter are covered, the noise levels of the network contradict each other.
+            sampler's draws without a measurement. If only the latter are covered, the measurement enters rightly and the prior is off,
+            by too few network calls or by a network that contradicts itself.
         output: folder to write; by default outputs/check_ and a number that is the same for the same configuration.
     """
 
@@ -358,11 +359,15 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
         draw_calibration(folder / "picture.png", calibration, title=_title(dpnp, card))
         record = {**_provenance(settings, dpnp, card, config, arguments), "check": calibration.to_json()}
         (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    source = "prior" if settings.truths == "flow" else "sampler without a measurement"
+    source, about = "prior", "the sampler in this configuration"
+    if settings.truths == "sampler":
+        source, about = (
+            "sampler without a measurement",
+            "how the measurement enters, not about the prior as the sampler draws it",
+        )
     print(
-        f"{calibration.pairs} truths drawn from the {source} and measured, {calibration.draws} posterior draws each. "
-        "The truths are the prior's own:\nwhat follows is about the sampler in this configuration, not about whether the prior "
-        "knows your images.\n"
+        f"{calibration.pairs} truths drawn from the {source} and measured, {calibration.draws} posterior draws each.\n"
+        f"What follows is about {about}, and not about whether the prior knows your images.\n"
     )
     print(calibration.describe())
     print(f"the same command with --pairs {2 * settings.pairs} --overwrite true goes on from here")

@@ -174,8 +174,9 @@ class DPnP:
     def sample_prior(self, n: int, *, seed: int) -> Tensor:
         r"""What this sampler draws when nothing is measured: the schedule with :math:`z = x + \eta w` as proximal step.
 
-        With an exact score these are draws from the prior. The noise levels of a trained network may contradict each other a little; then
-        this is the law that they make together in the sampler, which need not be that of the network's probability flow.
+        With an exact score and many network calls these are draws from the prior. Else it is the prior that the sampler works with: it has
+        the denoising sampler's discretisation, and the noise levels of a trained network may contradict each other, so that it need not be
+        the law of the network's probability flow.
 
         Args:
             n: number of images.
@@ -183,7 +184,13 @@ class DPnP:
 
         Returns:
             ``(n, C, H, W)``.
+
+        Raises:
+            ValueError: an argument out of range.
         """
+        for name, value, least in (("n", n, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} = {value}; it must be at least {least}")
         gibbs = self._gibbs(range(n), seed, n, None)
         x = gibbs.start(self.blank(n))
         for eta in self.schedule:

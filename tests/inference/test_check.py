@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from dpnp_inference import Annealing, ClosedForm, DPnP
+from dpnp_inference import DDSDDIM, Annealing, ClosedForm, DPnP
 from dpnp_inference.baselines import DPS
 from dpnp_inference.calibration import Ranks, assess
 from dpnp_inference.check import PairProgress, PairStore, check_pairs, simulate_pair
@@ -135,9 +135,19 @@ def test_the_samplers_own_truths_follow_an_exact_prior():
     assert float(x.mean()) == pytest.approx(0.5, abs=4.5 * (0.8 / x.numel()) ** 0.5)
     assert float(x.var()) == pytest.approx(0.8, rel=4.5 * (2 / x.numel()) ** 0.5 + 0.02)
     torch.testing.assert_close(sampler.sample_prior(2, seed=0), x[:2])
+    for arguments, words in (({"n": 0, "seed": 0}, "n = 0"), ({"n": 1, "seed": -1}, "seed = -1")):
+        with pytest.raises(ValueError, match=words):
+            sampler.sample_prior(**arguments)
 
 
-def test_the_samplers_own_truths_tell_the_network_from_the_sampler():
+def test_the_samplers_own_truths_do_not_see_what_is_wrong_with_and_without_a_measurement():
+    # an exact prior, and so few network calls that the draws are too narrow
+    sampler = DPnP(GaussianPrior(0.0, 1.0, SHAPE), MODEL, dds=DDSDDIM(calls=2), dtype=torch.float64)
+    assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0)).verdict == "too narrow"
+    assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0, truths="sampler")).verdict == "fine"
+
+
+def test_the_samplers_own_truths_follow_a_network_that_contradicts_itself():
     sampler = DPnP(Inconsistent(), ForwardModel(RandomInpainting(SHAPE, missing=0.9, seed=0), GaussianNoise(0.3)))
     assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0)).verdict == "too wide"
     assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0, truths="sampler")).verdict == "fine"
@@ -282,7 +292,9 @@ def test_populations_can_be_chosen_and_checked(config, population):
 
 def test_truths_can_be_the_samplers(config, capsys):
     main(["check", "--config", config, *FEW, "--truths", "sampler", "--output", "out"])
-    assert "4 truths drawn from the sampler without a measurement" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 truths drawn from the sampler without a measurement" in printed
+    assert "not about the prior as the sampler draws it" in printed
     assert json.loads(Path("out/pairs.json").read_text())["configuration"]["truths"] == "sampler"
 
 
