@@ -165,7 +165,7 @@ def plot(results: dict[str, Any], arguments: argparse.Namespace) -> None:
                 axis.plot(place, v.mean(), "_", ms=10, mew=2, color=f"C{k}")
     axis.set_xticks(range(len(pairs)), [f"{operator}\nnoise {sigma}" for operator, sigma in pairs], fontsize=8)
     axis.set(ylabel="total variation of the modes")
-    axis.legend(fontsize=7, ncols=2)
+    axis.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(arguments.output.with_suffix(".png"), dpi=110)
 
 

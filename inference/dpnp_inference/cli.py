@@ -194,7 +194,7 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False, markup=False)]
     )
-    for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock"):
+    for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock", "arviz.preview"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     kind: type[Check | Reconstruction] = Check if arguments[:1] == ["check"] else Reconstruction
     given = arguments[1:] if kind is Check else arguments
