@@ -1,54 +1,15 @@
-"""Noise: how a measurement scatters around the operator's noiseless output."""
+"""Gaussian noise, independent or with a full covariance."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from dpnp_shared.noise.base import Noise, drawing_device, match, sum_entries
 from dpnp_shared.operators.base import array_argument
-
-
-class Noise(nn.Module, ABC):
-    r"""The law :math:`p(y \mid \bar y)` of a measurement given its noiseless value :math:`\bar y = A(x)`."""
-
-    @property
-    def resolution(self) -> float | None:
-        r"""The finest difference of a noiseless entry that one measurement can tell.
-
-        That is :math:`1/\sqrt{I}` with the largest Fisher information :math:`I`. It sets the default end of
-        a sampler's annealing; None where a noise model does not know it.
-        """
-        return None
-
-    @abstractmethod
-    def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw measurements.
-
-        Args:
-            clean: noiseless values ``(B, *y_shape)``.
-            generator: source of the random numbers, drawn on its device and then moved to that of ``clean``.
-
-        Returns:
-            ``y``, ``(B, *y_shape)``.
-        """
-
-    @abstractmethod
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        """Exact log density (or log probability, where ``y`` is discrete), constants included.
-
-        Args:
-            y: one measurement ``(*y_shape)``, or one for each noiseless value ``(B, *y_shape)``.
-            clean: noiseless values ``(B, *y_shape)``.
-
-        Returns:
-            ``(B,)``, summed in float64 where the device has it: samplers need small differences of large
-            sums.
-        """
 
 
 class GaussianNoise(Noise):
@@ -131,7 +92,7 @@ class GaussianNoise(Noise):
 
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``clean + R^{1/2} w``; see :meth:`Noise.sample`."""
-        device = clean.device if generator is None else generator.device
+        device = drawing_device(clean, generator)
         w = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=device).to(clean.device)
         if clean.is_complex():
             w = w * math.sqrt(2)  # PyTorch's complex normal has variance 1/2 in each part
@@ -146,7 +107,7 @@ class GaussianNoise(Noise):
             TypeError: one of ``y`` and ``clean`` is complex and the other is not.
             ValueError: the shapes do not fit.
         """
-        y = _match(y, clean)
+        y = match(y, clean)
         if y.is_complex() != clean.is_complex():
             raise TypeError(f"y has dtype {y.dtype}, the noiseless measurement {clean.dtype}; one of them is complex")
         z = self.whiten(y.to(clean.dtype) - clean)
@@ -157,7 +118,7 @@ class GaussianNoise(Noise):
             half_log_det = float(self.sigma.double().log().mean()) * entries  # the mean survives broadcasting
         else:
             half_log_det = float(self._factor().double().diagonal().log().sum())
-        return -0.5 * _sum(square) - parts * (half_log_det + 0.5 * entries * math.log(2 * math.pi))
+        return -0.5 * sum_entries(square) - parts * (half_log_det + 0.5 * entries * math.log(2 * math.pi))
 
     def _factor(self) -> Tensor:
         if self.cholesky is None:
@@ -183,67 +144,6 @@ class GaussianNoise(Noise):
         if len(shape) > len(y_shape) or any(s not in (1, n) for s, n in zip(shape, tail, strict=True)):
             raise ValueError(f"sigma has shape {shape}; it must broadcast to measurements of shape {y_shape}")
         return self.sigma.to(r.real.dtype)
-
-
-class DitheredLogisticNoise(Noise):
-    r"""One bit an entry: :math:`y = \mathrm{sign}(\bar y + s\,\varepsilon)`.
-
-    :math:`\varepsilon` is standard logistic, hence :math:`P(y \mid \bar y) = \mathrm{sigmoid}(y \bar y /
-    s)`. Goes with :class:`~dpnp_shared.operators.DitheredQuantisation`.
-
-    Args:
-        scale: :math:`s`, in the units of the noiseless measurement.
-
-    Raises:
-        ValueError: ``scale`` is not positive and finite.
-    """
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale = {scale}; allowed is a positive number")
-        self.scale = scale
-
-    @property
-    def resolution(self) -> float:
-        r"""Twice the scale: the Fisher information of :math:`\bar y` is at most :math:`1/(4 s^2)`, at 0."""
-        return 2 * self.scale
-
-    def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw bits ±1, with the dtype of ``clean``; see :meth:`Noise.sample`."""
-        device = clean.device if generator is None else generator.device
-        u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype, device=device).to(clean.device)
-        return 2 * (u < torch.sigmoid(clean / self.scale)).to(clean.dtype) - 1
-
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum \log \mathrm{sigmoid}(y \bar y / s)`; see :meth:`Noise.log_prob`.
-
-        Raises:
-            ValueError: an entry of ``y`` is neither -1 nor +1, or the shapes do not fit.
-        """
-        y = _match(y, clean)
-        bad = y[(y != 1) & (y != -1)]
-        if bad.numel():
-            raise ValueError(f"y holds {bad.numel()} entries like {bad[0].item()}; allowed are -1 and +1")
-        return _sum(functional.logsigmoid(y.to(clean.dtype) * clean / self.scale))
-
-
-def _match(y: Tensor, clean: Tensor) -> Tensor:
-    """Let ``y`` ``(*y_shape)`` or ``(B, *y_shape)`` broadcast against ``clean`` over the batch only."""
-    if y.shape == clean.shape[1:]:
-        y = y[None]
-    elif y.shape != clean.shape:
-        raise ValueError(
-            f"y has shape {tuple(y.shape)}; allowed are {tuple(clean.shape[1:])} and {tuple(clean.shape)}, "
-            "the shape of the operator's output without and with its batch"
-        )
-    return y.to(clean.device)
-
-
-def _sum(terms: Tensor) -> Tensor:
-    """Sum ``(B, *y_shape)`` to ``(B,)``."""
-    dtype = terms.dtype if terms.device.type == "mps" else torch.float64
-    return terms.reshape(terms.shape[0], -1).sum(1, dtype=dtype)
 
 
 def _cholesky(covariance: list[list[float]] | str | Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""What every noise model has, and what their densities share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Noise(nn.Module, ABC):
+    r"""The law :math:`p(y \mid \bar y)` of a measurement given its noiseless value :math:`\bar y = A(x)`."""
+
+    @property
+    def resolution(self) -> float | None:
+        r"""The finest difference of a noiseless entry that one measurement can tell.
+
+        That is :math:`1/\sqrt{I}` with the largest Fisher information :math:`I`. It sets the default end of
+        a sampler's annealing; None where a noise model does not know it.
+        """
+        return None
+
+    @abstractmethod
+    def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw measurements.
+
+        Args:
+            clean: noiseless values ``(B, *y_shape)``.
+            generator: source of the random numbers, drawn on its device and then moved to that of ``clean``.
+
+        Returns:
+            ``y``, ``(B, *y_shape)``.
+        """
+
+    @abstractmethod
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Exact log density (or log probability, where ``y`` is discrete), constants included.
+
+        Args:
+            y: one measurement ``(*y_shape)``, or one for each noiseless value ``(B, *y_shape)``.
+            clean: noiseless values ``(B, *y_shape)``.
+
+        Returns:
+            ``(B,)``, summed in float64 where the device has it: samplers need small differences of large
+            sums.
+        """
+
+
+def match(y: Tensor, clean: Tensor) -> Tensor:
+    """Let ``y`` ``(*y_shape)`` or ``(B, *y_shape)`` broadcast against ``clean`` over the batch only.
+
+    Args:
+        y: one measurement, or one for each noiseless value.
+        clean: noiseless values ``(B, *y_shape)``.
+
+    Returns:
+        ``(1, *y_shape)`` or ``(B, *y_shape)``, on the device of ``clean``.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if y.shape == clean.shape[1:]:
+        y = y[None]
+    elif y.shape != clean.shape:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; allowed are {tuple(clean.shape[1:])} and {tuple(clean.shape)}, "
+            "the shape of the operator's output without and with its batch"
+        )
+    return y.to(clean.device)
+
+
+def match_real(y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`match`, for a law of real numbers, with both in float64 where the device has it.
+
+    Args:
+        y: one measurement ``(*y_shape)``, or one for each noiseless value ``(B, *y_shape)``.
+        clean: noiseless values ``(B, *y_shape)``.
+
+    Returns:
+        ``y``, ``(1, *y_shape)`` or ``(B, *y_shape)``, and ``clean``.
+
+    Raises:
+        TypeError: one of them is complex.
+        ValueError: the shapes do not fit.
+    """
+    y = match(y, clean)
+    return widen(check_real(y, "y")), widen(check_real(clean, "clean"))
+
+
+def check_real(value: Tensor, name: str) -> Tensor:
+    """``value`` itself, where it is real.
+
+    Args:
+        value: of any shape.
+        name: the argument's name, for errors.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        TypeError: it is complex.
+    """
+    if value.is_complex():
+        raise TypeError(f"{name} has dtype {value.dtype}; it must be real")
+    return value
+
+
+def widen(value: Tensor) -> Tensor:
+    """``value`` in float64 where its device has it: a log density is a small difference of large terms."""
+    return value if value.device.type == "mps" else value.double()
+
+
+def drawing_device(clean: Tensor, generator: torch.Generator | None) -> torch.device:
+    """Where the random numbers for ``clean`` are drawn: on the generator's device."""
+    return clean.device if generator is None else generator.device
+
+
+def sum_entries(terms: Tensor) -> Tensor:
+    """Sum ``(B, *y_shape)`` to ``(B,)``, in float64 where the device has it."""
+    dtype = terms.dtype if terms.device.type == "mps" else torch.float64
+    return terms.reshape(terms.shape[0], -1).sum(1, dtype=dtype)
+
+
+def positive(value: float, name: str) -> float:
+    """``value`` itself, where it is a positive number.
+
+    Args:
+        value: a constructor's argument.
+        name: the argument's name, for errors.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} = {value}; allowed is a positive number")
+    return value
