@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 
 class Noise(nn.Module, ABC):
-    r"""The law :math:`p(y \mid \bar y)` of a measurement given its noiseless value :math:`\bar y = A(x)`."""
+    r"""The law :math:`p(y \mid \bar y)` of a measurement given its noiseless value :math:`\bar y = A(x)`.
+
+    Attributes:
+        counts: whether measurements are counts: whole numbers that a file gives as they are, never pixel values.
+        differentiable: whether autograd gives the gradient of :meth:`log_prob` in the noiseless value.
+    """
+
+    counts: bool = False
+    differentiable: bool = True
 
     @property
     def resolution(self) -> float | None:
