@@ -12,6 +12,7 @@ from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomIn
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
+from dpnp_shared.operators.physical_units import Identity, PhysicalUnits, Scaled
 from dpnp_shared.operators.ptychography import Ptychography
 from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.super_resolution import SuperResolution
@@ -29,6 +30,7 @@ __all__ = [
     "FunctionOperator",
     "GaussianBlur",
     "HighDynamicRange",
+    "Identity",
     "Inpainting",
     "KernelBlur",
     "LinearCompose",
@@ -39,9 +41,11 @@ __all__ = [
     "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
+    "PhysicalUnits",
     "Ptychography",
     "Quantisation",
     "RandomInpainting",
+    "Scaled",
     "Stack",
     "SuperResolution",
     "as_operator",
