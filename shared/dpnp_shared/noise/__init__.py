@@ -4,6 +4,7 @@ from dpnp_shared.noise.base import Noise
 from dpnp_shared.noise.censored_gaussian import CensoredGaussianNoise
 from dpnp_shared.noise.dithered_logistic import DitheredLogisticNoise
 from dpnp_shared.noise.gaussian import GaussianNoise
+from dpnp_shared.noise.joint import JointNoise
 from dpnp_shared.noise.laplace import LaplaceNoise
 from dpnp_shared.noise.poisson import PoissonNoise
 from dpnp_shared.noise.poisson_gaussian import PoissonGaussianNoise
@@ -16,6 +17,7 @@ __all__ = [
     "CensoredGaussianNoise",
     "DitheredLogisticNoise",
     "GaussianNoise",
+    "JointNoise",
     "LaplaceNoise",
     "LogPoissonNoise",
     "Noise",

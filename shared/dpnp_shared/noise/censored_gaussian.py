@@ -43,8 +43,8 @@ class CensoredGaussianNoise(Noise):
         super().__init__()
         self.register_buffer("sigma", entries_argument(sigma, "sigma"))
         self.low, self.high = -math.inf if low is None else low, math.inf if high is None else high
-        finite = all(limit is None or math.isfinite(limit) for limit in (low, high))
-        if not (finite and self.low < self.high and self.high - self.low < math.inf or (low is None) != (high is None)):
+        given = [limit for limit in (low, high) if limit is not None]
+        if not given or not all(math.isfinite(limit) for limit in given) or not self.low < self.high:
             raise ValueError(f"(low, high) = {(low, high)}; allowed are numbers in order, or None for one of them")
 
     @property

@@ -165,6 +165,6 @@ def check_together(**parameters: Tensor) -> None:
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     try:
-        torch.broadcast_shapes(*shapes.values())
+        torch.broadcast_shapes(*shapes.values())  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(f"the shapes {shapes} do not broadcast to a common one") from None

@@ -64,7 +64,9 @@ class PoissonGaussianNoise(Noise):
         check_together(gain=self.gain, sigma=self.sigma, background=self.background)
         most = float((self.sigma / self.gain).max())
         if most > MOST_READ_NOISE:
-            raise ValueError(f"sigma is up to {most:g} times gain; allowed are 10,000 times: beyond, take GaussianNoise")
+            raise ValueError(
+                f"sigma is up to {most:g} times gain; allowed are 10,000 times: beyond, take GaussianNoise"
+            )
 
     @property
     def resolution(self) -> float:
@@ -131,7 +133,7 @@ class _LogSum(torch.autograd.Function):
         return torch.where(allowed, log_p.reshape(mean.shape), -torch.inf)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (derivative,) = ctx.saved_tensors
         return gradient * derivative, None, None
