@@ -85,12 +85,8 @@ def _von_mises(kappa: Tensor, generator: torch.Generator | None) -> Tensor:
     root, less = torch.hypot(2 * kappa, torch.ones_like(kappa)), 2 * kappa - 1
     q = torch.where(less > 0, root + less, 4 * kappa / (root - less))  # one number, written so that nothing cancels
     log_most = 2 * kappa / q - 1 + (q / (2 * kappa)).log()
-    shape, theta, waiting = (
-        kappa.shape,
-        torch.empty_like(kappa).flatten(),
-        torch.arange(kappa.numel(), device=kappa.device),
-    )
-    kappa, q, log_most = kappa.flatten(), q.flatten(), log_most.flatten()
+    shape, kappa, q, log_most = kappa.shape, kappa.flatten(), q.flatten(), log_most.flatten()
+    theta, waiting = torch.empty_like(kappa), torch.arange(kappa.numel(), device=kappa.device)
     while waiting.numel():
         u, v = torch.rand(2, waiting.numel(), generator=generator, dtype=kappa.dtype, device=kappa.device)
         k, c = kappa[waiting], q[waiting]

@@ -130,7 +130,7 @@ class Layout:
         parts = []
         for part, shape, pairs in zip(torch.split(y, self.sizes, dim=-1), self.shapes, self.complex, strict=True):
             part = part.reshape(*y.shape[:-1], *shape, *([2] if pairs else []))
-            parts.append(torch.view_as_complex(part.contiguous()) if pairs else part)
+            parts.append(torch.complex(part[..., 0], part[..., 1]) if pairs else part)
         return parts
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
