@@ -155,7 +155,7 @@ CASES = {
         {"sigma": 0.1, "low": 0, "high": None},
         information=(0.5, 1.0),
         far=[(0.0, 1e4), (1.0, -1e4), (0.0, -1e4), (0.4, 1e4)],
-        refused=[(-0.1, "entries like -0.1.*from 0.0 to 1.0"), (1.1, "entries like 1.1"), (math.nan, "like nan")],
+        refused=[(-0.1, "like -0.1; allowed are values from 0.0 to 1.0"), (1.1, "like 1.1"), (math.nan, "like nan")],
     ),
     "dithered_logistic": Case(
         lambda f: DitheredLogisticNoise(0.3 * f),
@@ -175,7 +175,7 @@ CASES = {
         lambda c: interval(-math.pi, math.pi),
         0.5,
         {"concentration": 10},
-        far=[(-3.0, 0.1), (1.0, 1e6)],
+        far=[(-3.0, 0.1), (1.0, 1e4)],
     ),
     "rician": Case(
         lambda f: RicianNoise(0.3 * f),
@@ -328,7 +328,6 @@ def test_entries_of_a_batch_do_not_touch(case):
     for i in range(3):
         torch.testing.assert_close(noise.log_prob(y[i], clean[i : i + 1]), together[i : i + 1], rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(noise.log_prob(y[0], clean)[:1], together[:1], rtol=1e-14, atol=1e-14)
-    assert torch.equal(noise.sample(clean[:1], generator()), y[:1])
     assert torch.equal(noise.sample(clean, generator()), y)
     torch.manual_seed(123)  # an explicit generator is all that counts
     assert torch.equal(noise.sample(clean, generator()), y)
@@ -387,7 +386,7 @@ def test_wrong_measurements_are_refused(case):
     with pytest.raises(TypeError, match="complex128"):
         noise.log_prob(torch.complex(y, y), clean)
     if not isinstance(noise, GaussianNoise):
-        with pytest.raises(TypeError, match="clean has dtype torch.complex128"):
+        with pytest.raises(TypeError, match=r"clean has dtype torch\.complex128"):
             noise.sample(torch.complex(clean, clean))
         with pytest.raises(TypeError, match="complex128"):
             noise.log_prob(y, torch.complex(clean, clean))
@@ -410,10 +409,10 @@ def test_far_tails_have_finite_values_and_gradients(case):
     assert bool(log_p.isfinite().all())
     (gradient,) = torch.autograd.grad(log_p.sum(), clean)
     assert bool(gradient.isfinite().all())
-    h = 1e-4 * clean.detach().abs().clamp(min=1e-300)
+    h = 1e-7 * clean.detach().abs().clamp(min=1e-300)
     differences = (column(noise, y, clean + h) - column(noise, y, clean - h)).detach() / (2 * h)
     moving = differences.abs() * h > 1e-9 * log_p.detach().abs()  # else rounding is all there is
-    moving &= (y, clean.detach())[1].abs() > 1e-3
+    moving &= differences.isfinite() & (clean.detach().abs() > 1e-3)
     torch.testing.assert_close(gradient[moving], differences[moving], rtol=1e-3, atol=1e-6)
 
 
@@ -480,7 +479,7 @@ def scalar(noise: Noise, y: float, c: float) -> tuple[float, float]:
     clean = torch.tensor([[c]], dtype=torch.float64, requires_grad=True)
     log_p = noise.log_prob(torch.tensor([y], dtype=torch.float64), clean)
     (gradient,) = torch.autograd.grad(log_p.sum(), clean)
-    return float(log_p), float(gradient)
+    return log_p.item(), gradient.item()
 
 
 @pytest.mark.parametrize("noise", [PoissonNoise(2.0), PoissonNoise([2.0], 0.5), PoissonGaussianNoise(0.5, 0.1, 0.3)])
@@ -628,7 +627,7 @@ def test_transmission_with_nothing_behind_the_absorber():
         assert log_p == pytest.approx(float(exact), rel=1e-12)
         assert gradient == pytest.approx(float(slope), rel=1e-12)
     assert scalar(noise, 3.0, -800.0)[0] == -math.inf
-    with pytest.raises(ValueError, match="out of range.*inf"):
+    with pytest.raises(ValueError, match=r"out of range.*inf"):
         noise.sample(torch.full((1, 1), -800.0))
 
 
@@ -653,8 +652,8 @@ def test_log_poisson_counts_of_zero_are_recorded_and_read():
     y = noise.sample(torch.full((1, 20), 50.0), generator())
     torch.testing.assert_close(y, torch.full_like(y, -math.log(0.25 / 10) / 2))
     assert float(noise.log_prob(y, torch.zeros(1, 20))) == pytest.approx(-200)
-    with pytest.raises(ValueError, match="stands for 0.1 photons.*0.25 for none"):
-        noise.log_prob(torch.tensor([-math.log(0.1 / 10) / 2]), torch.zeros(1, 1))
+    with pytest.raises(ValueError, match=r"stands for 0\.1 photons.*0\.25 for none"):
+        noise.log_prob(torch.tensor([-math.log(0.1 / 10) / 2], dtype=torch.float64), torch.zeros(1, 1))
 
 
 def test_limits_are_seen_whatever_the_dtype():
@@ -665,7 +664,7 @@ def test_limits_are_seen_whatever_the_dtype():
         y = noise.sample(clean.to(dtype), generator())
         for read in (y, y.float(), y.double(), y.float().double()):
             assert float(noise.log_prob(read, clean)) == pytest.approx(exact, rel=1e-6)
-    with pytest.raises(ValueError, match="entries like 0.0"):
+    with pytest.raises(ValueError, match=r"entries like 0\.0"):
         noise.log_prob(torch.tensor([0.5, 0.0]), clean)
 
 
@@ -680,9 +679,15 @@ def test_one_sided_limits():
 
 def test_saturation_tails_follow_mills_ratio():
     # log Phi(-z) = -z²/2 - log(z sqrt(2 pi)) + log(1 - 1/z² + ...), derivative -z - 1/z + ...
-    log_p, gradient = scalar(CensoredGaussianNoise(1.0, 0.0, 1.0), 0.0, 1e5)
-    assert log_p == pytest.approx(-5e9 - math.log(1e5 * math.sqrt(2 * math.pi)), rel=1e-15)
-    assert gradient == pytest.approx(-1e5 - 1e-5, rel=1e-14)
+    for z in (1e3, 1e5, 1e9):
+        log_p, gradient = scalar(CensoredGaussianNoise(1.0, 0.0, 1.0), 0.0, z)
+        assert log_p == pytest.approx(-0.5 * z**2 - math.log(z * math.sqrt(2 * math.pi)) - 1 / z**2, rel=1e-14)
+        assert gradient == pytest.approx(-z - 1 / z + 2 / z**3, rel=1e-14)
+    for z in (0.999, 1.001):  # either side of where the formula changes
+        log_p, gradient = scalar(CensoredGaussianNoise(1.0, 0.0, 9.0), 0.0, z)
+        assert log_p == pytest.approx(float(scipy.stats.norm.logcdf(-z)), rel=1e-14)
+        hazard = math.exp(scipy.stats.norm.logpdf(z) - scipy.stats.norm.logcdf(-z))
+        assert gradient == pytest.approx(-hazard, rel=1e-13)
 
 
 @pytest.mark.parametrize("kappa", [1e-3, 0.5, 30.0, 1e6, 1e12, 1e200])
@@ -691,9 +696,12 @@ def test_concentrations_from_flat_to_sharp(kappa):
     n = 20_000
     y = noise.sample(torch.zeros(1, n, dtype=torch.float64), generator())[0]
     assert float(y.abs().max()) <= math.pi
-    variance = scipy.stats.vonmises(kappa).var() if kappa < 1e3 else 1 / kappa  # kappa: relative error 1/(2 kappa)
-    square = y**2
-    assert float(square.mean()) == pytest.approx(variance, abs=5 * float(square.std()) / math.sqrt(n))
+    assert torch.equal(noise.sample(torch.zeros(2, n, dtype=torch.float64), generator())[0], y)
+    flat = torch.linspace(-math.pi, math.pi, 10_001, dtype=torch.float64)  # the variance by the trapezoidal rule
+    weight = torch.exp(kappa * (flat.cos() - 1))
+    variance = float((weight * flat**2).sum() / weight.sum()) if kappa < 1e3 else 1 / kappa  # right to 1/kappa
+    square = y**2 / variance
+    assert float(square.mean()) == pytest.approx(1, abs=5 * float(square.std()) / math.sqrt(n))
     log_p, gradient = scalar(noise, 0.0, 0.7 / math.sqrt(kappa) if kappa > 1 else 0.7)
     if kappa > 1e5:
         assert log_p == pytest.approx(float(scipy.stats.norm.logpdf(0.7)) + 0.5 * math.log(kappa), rel=1e-5)
@@ -711,7 +719,7 @@ def test_phases_are_wrapped():
     y = noise.sample(clean, generator())
     expected = torch.tensor([[math.pi - 1e-2, -math.pi + 1e-2, 20 - 6 * math.pi, -7 + 2 * math.pi]])
     torch.testing.assert_close(y, expected.double(), rtol=0, atol=1e-3)
-    moved = y + 2 * math.pi * torch.tensor([[1, -1, 3, 0]])
+    moved = y + 2 * math.pi * torch.tensor([[1, -1, 3, 0]], dtype=torch.float64)
     torch.testing.assert_close(noise.log_prob(moved, clean), noise.log_prob(y, clean), rtol=1e-6, atol=0)
 
 

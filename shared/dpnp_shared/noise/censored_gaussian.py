@@ -80,5 +80,12 @@ class CensoredGaussianNoise(Noise):
         terms = -0.5 * ((y - clean) / sigma) ** 2 - sigma.log() - 0.5 * math.log(2 * math.pi)
         for limit, at, side in ((self.low, single == low, -1), (self.high, single == high, 1)):
             if math.isfinite(limit):
-                terms = torch.where(at, torch.special.log_ndtr(side * (clean - limit) / sigma), terms)
+                terms = torch.where(at, _log_normal_cdf(side * (clean - limit) / sigma), terms)
         return sum_entries(terms)
+
+
+def _log_normal_cdf(z: Tensor) -> Tensor:
+    r""":math:`\log\Phi(z)`, with a gradient that is right far below 0 (that of ``torch.special.log_ndtr`` is not)."""
+    low, high = torch.where(z < -1, z, -1.0), torch.where(z < -1, -1.0, z)
+    tail = -0.5 * low**2 + (0.5 * torch.special.erfcx(-low / math.sqrt(2))).log()
+    return torch.where(z < -1, tail, torch.special.log_ndtr(high))

@@ -85,13 +85,10 @@ class PoissonGaussianNoise(Noise):
             ValueError: the mean count of an entry is negative, or beyond 2^53.
         """
         wide = widen(check_real(clean, "clean"))
-        device, mean = drawing_device(clean, generator), self._mean(wide)
-        rows = []
-        for i in range(len(mean)):  # one by one, so that an image does not depend on those behind it
-            counts = draw_counts(mean[i : i + 1], generator)
-            w = torch.randn(counts.shape, generator=generator, dtype=wide.dtype, device=device).to(wide.device)
-            rows.append(spread(self.gain, wide, "gain") * counts + spread(self.sigma, wide, "sigma") * w)
-        return torch.cat(rows).to(clean.dtype)
+        counts = draw_counts(self._mean(wide), generator)
+        device = drawing_device(clean, generator)
+        w = torch.randn(clean.shape, generator=generator, dtype=wide.dtype, device=device).to(clean.device)
+        return (spread(self.gain, wide, "gain") * counts + spread(self.sigma, wide, "sigma") * w).to(clean.dtype)
 
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         r"""Sum over entries of the log density; see :meth:`Noise.log_prob`.

@@ -133,7 +133,7 @@ class LogPoissonNoise(Noise):
             ValueError: an entry of ``y`` stands for no count, or the shapes do not fit.
         """
         y, clean = match_real(y, clean)
-        return self.of_counts.log_prob(self.counts_of(y), self.mu * clean)
+        return self.of_counts.log_prob(self.counts_of(y).expand_as(clean), self.mu * clean)
 
     def counts_of(self, y: Tensor) -> Tensor:
         """The counts that line integrals stand for.
