@@ -544,7 +544,7 @@ def exact_poisson_gaussian(y: float, rate: float, s: float) -> tuple[float, floa
         def term(k: int) -> Any:
             return k * mpmath.log(rate) - rate - mpmath.loggamma(k + 1) - (y - k) ** 2 / (2 * s**2)
 
-        terms = [term(k) for k in range(2000)]
+        terms = [term(k) for k in range(1300)]
         largest = max(terms)
         weights = [mpmath.e ** (t - largest) for t in terms]
         total = mpmath.fsum(weights)
