@@ -113,9 +113,9 @@ def reconstruct(config: str, options: list[str], folder: str) -> dict[str, Any]:
 
 
 def fingerprint(config: Path) -> str:
-    """Of what a config says, comments apart."""
-    content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    """Of what a config says, comment lines apart."""
+    lines = [line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def page(output: Path, configs: dict[str, Path]) -> str:
@@ -129,7 +129,7 @@ def page(output: Path, configs: dict[str, Path]) -> str:
     results, options = record.get("results", {}), record.get("header", {}).get("options", [])
     rows, sections = [], []
     for name, config in configs.items():
-        description = config.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        description = config.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         link = Path(os.path.relpath(config, output.parents[1])).as_posix()
         result = results.get(name, {})
         if "scores" in result:
