@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 
@@ -63,26 +64,35 @@ class SparseMatrix(nn.Module):
             if transposed
             else (self.pointers, self.columns, self.weights)
         )
+        table = x.expand(2, -1) if len(x) == 1 else x  # two vectors take a faster way than one, and round as many do
         sums = functional.embedding_bag(
             columns,
-            x.T.contiguous(),
+            table.T.contiguous(),
             pointers,
             mode="sum",
             per_sample_weights=weights.to(x.dtype),
             include_last_offset=True,
         )
-        return sums.T.contiguous()
+        return sums.T[: len(x)].contiguous()
 
 
 class _Product(torch.autograd.Function):
     """A product with a constant matrix; its gradient is one with the transpose."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, matrix: SparseMatrix, transposed: bool) -> Tensor:
-        ctx.matrix, ctx.transposed = matrix, transposed  # type: ignore[attr-defined]
+    def forward(x: Tensor, matrix: SparseMatrix, transposed: bool) -> Tensor:
         return matrix.product(x, transposed)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        product: Tensor = _Product.apply(gradients[0], ctx.matrix, not ctx.transposed)  # type: ignore[attr-defined]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SparseMatrix, bool], output: Tensor) -> None:
+        _, ctx.matrix, ctx.transposed = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        product: Tensor = _Product.apply(gradients[0], ctx.matrix, not ctx.transposed)
         return product, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        product: Tensor = _Product.apply(tangents[0], ctx.matrix, ctx.transposed)
+        return product

@@ -56,7 +56,7 @@ class RayTransform(LinearOperator):
         pixel_size: float = 1.0,
     ) -> None:
         super().__init__(image_shape)
-        points, directions = array_argument(points, "points"), array_argument(directions, "directions")
+        points, directions = array_argument(points, "points").cpu(), array_argument(directions, "directions").cpu()
         if points.ndim < 2 or points.shape[-1] != 2 or points.shape != directions.shape or points.numel() == 0:
             raise ValueError(
                 f"points has shape {tuple(points.shape)} and directions {tuple(directions.shape)}; allowed is (..., 2), the same"
@@ -111,7 +111,7 @@ class RayTransform(LinearOperator):
 
         step, side = torch.arange(max(h, w)), torch.arange(2)
         counts, columns, weights = [], [], []
-        for k in torch.arange(len(points)).split(max(ENTRIES_AT_ONCE // (2 * max(h, w)), 1)):
+        for k in torch.split(torch.arange(len(points)), max(ENTRIES_AT_ONCE // (2 * max(h, w)), 1)):
             position = across[k, None] + (step - along[k, None]) * slope[k, None]  # (k, steps)
             pixel = (position.floor()[..., None] + side).long()  # (k, steps, 2), the pixels beside the line
             weight = (1 - (position[..., None] - pixel).abs()) * length[k, None, None]
@@ -135,7 +135,12 @@ class CT(RayTransform):
 
     angles: Tensor
     positions: Tensor
-    period: float  # degrees after which a view sees the same lines again
+    line_weights: Tensor  # what filtered back-projection multiplies the sinogram with, broadcast to (views, detectors)
+
+    def _register(self, angles: Tensor, positions: Tensor, line_weights: Tensor) -> None:
+        self.register_buffer("angles", angles)
+        self.register_buffer("positions", positions)
+        self.register_buffer("line_weights", line_weights)
 
     def display(self, y: Tensor) -> Tensor:
         """The filtered back-projection with the Hann window, ``(C, H, W)``, in the image's units."""
@@ -162,7 +167,7 @@ class CT(RayTransform):
         if window not in ("ram-lak", "hann"):
             raise ValueError(f"window = {window!r}; allowed are 'ram-lak' and 'hann'")
         n = len(self.positions)
-        filtered = self._filter(y * self._line_weights().to(y.dtype), window)
+        filtered = self._filter(y * self.line_weights.to(y.dtype), window)
         filtered = functional.pad(filtered.flatten(0, 1), (1, 1))  # (B·C, views, n + 2), 0 beside the detector
         image = y.new_zeros(len(filtered), self.height * self.width)
         for view, theta in enumerate(torch.deg2rad(self.angles)):
@@ -172,10 +177,6 @@ class CT(RayTransform):
             left, right = (filtered[:, view].index_select(1, lower + side) for side in (0, 1))
             image += weight.flatten().to(y.dtype) * torch.lerp(left, right, (position - lower).to(y.dtype))
         return image.reshape(*y.shape[:2], self.height, self.width)
-
-    def _line_weights(self) -> Tensor:
-        """What each line of the sinogram is multiplied with before the filter, ``(views, detectors)``."""
-        raise NotImplementedError
 
     def _kernel(self, offset: Tensor) -> Tensor:
         """The ramp filter at whole offsets between detectors, times their distance."""
@@ -198,28 +199,9 @@ class CT(RayTransform):
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         """Coordinates x ``(1, W)`` and y ``(H, 1)`` of the pixels' middles."""
-        column = torch.arange(self.width, dtype=self.angles.dtype, device=self.angles.device)
-        row = torch.arange(self.height, dtype=self.angles.dtype, device=self.angles.device)
-        return (column - (self.width - 1) / 2) * self.pixel_size, (
-            (self.height - 1) / 2 - row[:, None]
-        ) * self.pixel_size
-
-    def _shares(self) -> tuple[Tensor, Tensor, float]:
-        """How much angle each view stands for ``(views,)``, how far from the first one it lies, and their sum; in radians."""
-        folded = (self.angles % self.period * 1e6).round() / 1e6 % self.period
-        views, inverse, times = torch.unique(folded, return_inverse=True, return_counts=True)
-        gaps = torch.cat([views[1:], views[:1] + self.period]) - views  # after each view
-        usual = gaps.median()
-        missing = gaps > 3 * usual
-        gaps_closed = torch.where(missing, usual, gaps)
-        shares = (gaps_closed + gaps_closed.roll(1)) / 2
-        first = views[(int(gaps.argmax()) + 1) % len(views)] if bool(missing.any()) else views[0]
-        past_first = (views - first) % self.period
-        return (
-            torch.deg2rad(shares / times)[inverse],
-            torch.deg2rad(past_first + usual / 2)[inverse],
-            math.radians(float(gaps_closed.sum())),
-        )
+        column = torch.arange(self.width, dtype=self.angles.dtype, device=self.angles.device) - (self.width - 1) / 2
+        row = torch.arange(self.height, dtype=self.angles.dtype, device=self.angles.device) - (self.height - 1) / 2
+        return column * self.pixel_size, -row[:, None] * self.pixel_size
 
 
 class ParallelBeamCT(CT):
@@ -232,18 +214,16 @@ class ParallelBeamCT(CT):
 
     Args:
         image_shape: ``(C, H, W)``.
-        angles: the number of views, evenly over ``arc`` from the angle 0, its end left out; or the angles themselves in degrees: a
+        angles: the number of views, evenly over ``arc``, the first at 0, the end left out; or the angles themselves in degrees: a
             list, a tensor, or the path of a ``.npy`` file.
         detectors: how many; by default as many as cover the image's diagonal.
         pixel_size: side of a pixel.
         detector_spacing: distance of neighbouring detectors; by default ``pixel_size``.
-        arc: in degrees, for a number of views; under 180 for limited angle tomography.
+        arc: in degrees, with a number of views only; by default 180, and less for limited angle tomography.
 
     Raises:
         ValueError: an argument is out of range.
     """
-
-    period = 180.0
 
     def __init__(
         self,
@@ -252,9 +232,9 @@ class ParallelBeamCT(CT):
         detectors: int | None = None,
         pixel_size: float = 1.0,
         detector_spacing: float | None = None,
-        arc: float = 180.0,
+        arc: float | None = None,
     ) -> None:
-        degrees = _view_angles(angles, arc)
+        degrees = _view_angles(angles, arc, 180)
         spacing = _positive(pixel_size if detector_spacing is None else detector_spacing, "detector_spacing")
         diagonal = 2 * _radius(image_shape, pixel_size)
         positions = _detector_positions(detectors, spacing, diagonal)
@@ -264,11 +244,7 @@ class ParallelBeamCT(CT):
         points = positions[:, None] * across
         super().__init__(image_shape, points, beams.expand_as(points), pixel_size)
         self.spacing = spacing
-        self.register_buffer("angles", degrees)
-        self.register_buffer("positions", positions)
-
-    def _line_weights(self) -> Tensor:
-        return self._shares()[0][:, None]
+        self._register(degrees, positions, _shares(degrees, 180)[0][:, None])
 
     def _kernel(self, offset: Tensor) -> Tensor:
         return _ramp(offset, self.spacing) * self.spacing
@@ -291,7 +267,7 @@ class FanBeamCT(CT):
 
     Args:
         image_shape: ``(C, H, W)``.
-        angles: the number of views, evenly over ``arc`` from the angle 0, its end left out; or the angles themselves in degrees: a
+        angles: the number of views, evenly over ``arc``, the first at 0, the end left out; or the angles themselves in degrees: a
             list, a tensor, or the path of a ``.npy`` file.
         source_distance: :math:`R`, from the source to the middle of the image; the source is outside of the circle around the image.
         detector_distance: :math:`R'`, from the middle of the image to the detector; 0 for one that is scaled to the middle.
@@ -300,13 +276,12 @@ class FanBeamCT(CT):
         detector_spacing: distance of neighbouring detectors, along the detector; by default such that their beams are a pixel apart
             in the middle of the image.
         detector_shape: ``"flat"`` or ``"curved"``.
-        arc: in degrees, for a number of views. A short scan, 180 plus the angle of the fan, sees each line at least once.
+        arc: in degrees, with a number of views only; by default 360. A short scan, 180 plus the angle of the fan, sees each line at
+            least once.
 
     Raises:
         ValueError: an argument is out of range.
     """
-
-    period = 360.0
 
     def __init__(
         self,
@@ -318,9 +293,9 @@ class FanBeamCT(CT):
         pixel_size: float = 1.0,
         detector_spacing: float | None = None,
         detector_shape: Literal["flat", "curved"] = "flat",
-        arc: float = 360.0,
+        arc: float | None = None,
     ) -> None:
-        degrees = _view_angles(angles, arc)
+        degrees = _view_angles(angles, arc, 360)
         radius = _radius(image_shape, pixel_size)
         if not radius < source_distance < math.inf:
             raise ValueError(
@@ -345,40 +320,12 @@ class FanBeamCT(CT):
         source = source_distance * torch.stack([theta.sin(), -theta.cos()], -1)  # (views, 1, 2)
         beams = torch.stack([-(theta - fan).sin(), (theta - fan).cos()], -1)  # (views, detectors, 2)
         super().__init__(image_shape, source.expand_as(beams), beams, pixel_size)
-        self.source_distance, self.half_fan, self.flat = source_distance, half_fan, flat
+        self.source_distance, self.flat = source_distance, flat
         # between detectors: the length of a flat one scaled to the middle of the image, the angle on a curved one
         self.step = spacing / reach * source_distance if flat else spacing / reach
-        self.register_buffer("angles", degrees)
-        self.register_buffer("positions", positions)
-        self.register_buffer("fan", fan)
-
-    def _line_weights(self) -> Tensor:
-        shares, past_first, arc = self._shares()
-        weights = shares[:, None] * self._redundancy(past_first[:, None], arc) * self.fan.cos()
-        return weights if self.flat else self.source_distance * weights
-
-    def _redundancy(self, beta: Tensor, arc: float) -> Tensor:
-        r"""Weights of lines such that those of a line that is measured twice add up to 1, ``(views, detectors)``.
-
-        The line of the view :math:`\beta` at the angle :math:`\gamma` comes again at :math:`\beta + \pi - 2\gamma` and
-        :math:`-\gamma`. Both count one half in a full turn. In a short scan the weights are Parker's (1982), which are smooth, with
-        the fan's half angle replaced by that which the arc has room for. Where even this leaves lines out, the weight of those that
-        are measured twice is one half and that of others 1.
-
-        Args:
-            beta: angle of the views past the start of the arc, in radians, ``(views, 1)``.
-            arc: their reach, in radians.
-        """
-        gamma = self.fan.clamp(-self.half_fan, self.half_fan)  # beyond, lines do not meet the image
-        if arc > 2 * math.pi - 1e-6:
-            return torch.full_like(beta + gamma, 0.5)
-        if arc < math.pi + 2 * self.half_fan - 1e-6:
-            partners = (beta + math.pi - 2 * gamma < arc) | (beta - math.pi - 2 * gamma > 0)
-            return 1 / (1 + partners.to(beta.dtype))
-        half = (arc - math.pi) / 2  # at least the half angle of the fan
-        rise = (beta / (half + gamma).clamp(min=1e-9)).clamp(0, 2)
-        fall = ((arc - beta) / (half - gamma).clamp(min=1e-9)).clamp(0, 2)
-        return (math.pi / 4 * torch.minimum(rise, fall)).sin() ** 2
+        shares, past_start, reached = _shares(degrees, 360)
+        weights = shares[:, None] * _redundancy(past_start[:, None], fan, half_fan, reached) * fan.cos()
+        self._register(degrees, positions, weights if flat else source_distance * weights)
 
     def _kernel(self, offset: Tensor) -> Tensor:
         ramp = _ramp(offset, self.step) * self.step
@@ -393,6 +340,55 @@ class FanBeamCT(CT):
         return torch.atan2(across, depth) / self.step, 1 / (across**2 + depth**2)
 
 
+def _shares(degrees: Tensor, period: float) -> tuple[Tensor, Tensor, float]:
+    """How much angle each view stands for ``(views,)``, how far past the start of the arc it lies, and the arc; in radians.
+
+    Args:
+        degrees: of the views, ``(views,)``.
+        period: degrees after which a view sees the same lines again; such views share their angle.
+    """
+    folded = (degrees % period * 1e6).round() / 1e6 % period
+    views, inverse, times = torch.unique(folded, return_inverse=True, return_counts=True)
+    gaps = torch.cat([views[1:], views[:1] + period]) - views  # after each view
+    usual = gaps.median()
+    missing = gaps > 3 * usual
+    gaps_closed = torch.where(missing, usual, gaps)
+    shares = (gaps_closed + gaps_closed.roll(1)) / 2
+    first = views[(int(gaps.argmax()) + 1) % len(views)] if bool(missing.any()) else views[0]
+    past_start = (views - first) % period + usual / 2
+    arc = math.radians(float(gaps_closed.sum()))
+    return torch.deg2rad(shares / times)[inverse], torch.deg2rad(past_start)[inverse], arc
+
+
+def _redundancy(beta: Tensor, gamma: Tensor, half_fan: float, arc: float) -> Tensor:
+    r"""Weights of a fan beam's lines such that those of a line that is measured twice add up to 1.
+
+    The line of the view :math:`\beta` at the angle :math:`\gamma` comes again at :math:`\beta + \pi - 2\gamma` and
+    :math:`-\gamma`. In a full turn both count one half. In a short scan the weights are Parker's (1982), which are smooth, with the
+    fan's half angle replaced by that which the arc has room for. Where the arc is shorter still, and some lines are not measured at
+    all, both count one half and others 1.
+
+    Args:
+        beta: angle of the views past the start of the arc, in radians, ``(views, 1)``.
+        gamma: angle of the beams, in radians, ``(detectors,)``.
+        half_fan: angle of the outermost beams that can meet the image, in radians.
+        arc: reach of the views, in radians.
+
+    Returns:
+        ``(views, detectors)``.
+    """
+    gamma = gamma.clamp(-half_fan, half_fan)
+    if arc > 2 * math.pi - 1e-6:
+        return torch.full_like(beta + gamma, 0.5)
+    if arc < math.pi + 2 * half_fan - 1e-6:
+        twice = (beta + math.pi - 2 * gamma < arc) | (beta - math.pi - 2 * gamma > 0)
+        return torch.where(twice, 0.5, 1.0).to(beta)
+    half = (arc - math.pi) / 2
+    rise = (beta / (half + gamma).clamp(min=1e-9)).clamp(0, 2)
+    fall = ((arc - beta) / (half - gamma).clamp(min=1e-9)).clamp(0, 2)
+    return (math.pi / 4 * torch.minimum(rise, fall)).sin() ** 2
+
+
 def _ramp(offset: Tensor, spacing: float) -> Tensor:
     """The ramp filter, band-limited to the Nyquist frequency, at whole offsets (Kak and Slaney 1988, section 3.3, equation 61)."""
     odd = -1 / (math.pi * spacing * offset) ** 2
@@ -400,19 +396,22 @@ def _ramp(offset: Tensor, spacing: float) -> Tensor:
     return torch.where(offset == 0, 1 / (4 * spacing**2), ramp)
 
 
-def _view_angles(angles: int | list[float] | str | Tensor, arc: float) -> Tensor:
-    """The views in degrees, ``(views,)`` in float64."""
-    if not 0 < arc <= 360:
-        raise ValueError(f"arc = {arc}; allowed are more than 0 and at most 360 degrees")
+def _view_angles(angles: int | list[float] | str | Tensor, arc: float | None, full: float) -> Tensor:
+    """The views in degrees, ``(views,)`` in float64; by default over the ``full`` arc."""
     if isinstance(angles, int):
+        arc = full if arc is None else arc
         if angles < 1:
             raise ValueError(
                 f"angles = {angles}; allowed is a positive number of views, or a list of angles in degrees"
             )
+        if not 0 < arc <= 360:
+            raise ValueError(f"arc = {arc}; allowed are more than 0 and at most 360 degrees")
         return arc / angles * torch.arange(angles, dtype=torch.float64)
-    degrees = array_argument(angles, "angles")
+    degrees = array_argument(angles, "angles").cpu()
     if degrees.ndim != 1 or len(degrees) == 0:
         raise ValueError(f"angles has shape {tuple(degrees.shape)}; allowed is a list of at least one angle in degrees")
+    if arc is not None:
+        raise ValueError(f"arc = {arc} goes with a number of views, and angles is a list; give one of them")
     return degrees
 
 
