@@ -143,8 +143,8 @@ class CT(RayTransform):
         self.register_buffer("line_weights", line_weights)
 
     def display(self, y: Tensor) -> Tensor:
-        """The filtered back-projection with the Hann window, ``(C, H, W)``, in the image's units."""
-        return self.fbp(y[None], "hann")[0]
+        """The filtered back-projection, ``(C, H, W)``, in the image's units."""
+        return self.fbp(y[None])[0]
 
     def fbp(self, y: Tensor, window: Literal["ram-lak", "hann"] = "ram-lak") -> Tensor:
         """Filtered back-projection, the classical reconstruction (Kak and Slaney 1988, sections 3.3 and 3.4).
