@@ -57,7 +57,9 @@ class Ellipses:
 
     def values(self, points: Tensor) -> Tensor:
         """The object's value at ``points`` ``(..., 2)``, ``(...)``."""
-        return self._sum(points, lambda middle, matrix: ((points - middle) @ matrix.T).square().sum(-1) <= 1)
+        return self._sum(
+            points, lambda middle, matrix: (((points - middle) @ matrix.T).square().sum(-1) <= 1).to(points)
+        )
 
     def image(self, height: int, width: int, pixel_size: float = 1.0, samples: int = 8) -> Tensor:
         """The picture, each pixel the mean over ``samples`` x ``samples`` points in it.

@@ -41,7 +41,8 @@ def test_shepp_logan_is_the_known_picture():
     known = torch.from_numpy(shepp_logan_phantom())  # at points from -1 to 1, both included
     ours = Ellipses.shepp_logan().image(400, 400, 2 / 399, samples=2)[0]
     assert float(torch.corrcoef(torch.stack([known.flatten(), ours.flatten()]))[0, 1]) > 0.98
-    torch.testing.assert_close(ours[::40, 200], known[::40, 200], rtol=0, atol=2e-3)  # 8-bit
+    assert float((ours - known).abs().median()) < 1e-12
+    assert float(((ours - known).abs() > 3e-3).double().mean()) < 0.02  # 8-bit values but at the edges
     torch.testing.assert_close(Ellipses.shepp_logan(200).image(400, 400, 400 / 399, samples=2)[0], ours)
 
 

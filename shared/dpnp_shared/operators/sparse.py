@@ -91,8 +91,3 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         product: Tensor = _Product.apply(gradients[0], ctx.matrix, not ctx.transposed)
         return product, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        product: Tensor = _Product.apply(tangents[0], ctx.matrix, ctx.transposed)
-        return product

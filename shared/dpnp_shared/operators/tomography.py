@@ -235,9 +235,9 @@ class ParallelBeamCT(CT):
         arc: float | None = None,
     ) -> None:
         degrees = _view_angles(angles, arc, 180)
+        radius = _radius(image_shape, pixel_size)
         spacing = _positive(pixel_size if detector_spacing is None else detector_spacing, "detector_spacing")
-        diagonal = 2 * _radius(image_shape, pixel_size)
-        positions = _detector_positions(detectors, spacing, diagonal)
+        positions = _detector_positions(detectors, spacing, 2 * radius)
         theta = torch.deg2rad(degrees)[:, None]
         across = torch.stack([theta.cos(), theta.sin()], -1)  # (views, 1, 2)
         beams = torch.stack([-theta.sin(), theta.cos()], -1)
@@ -347,8 +347,10 @@ def _shares(degrees: Tensor, period: float) -> tuple[Tensor, Tensor, float]:
         degrees: of the views, ``(views,)``.
         period: degrees after which a view sees the same lines again; such views share their angle.
     """
-    folded = (degrees % period * 1e6).round() / 1e6 % period
-    views, inverse, times = torch.unique(folded, return_inverse=True, return_counts=True)
+    folded = degrees % period
+    folded = torch.where(folded > period - 5e-7, folded - period, folded)
+    _, inverse, times = torch.unique((folded * 1e6).round(), return_inverse=True, return_counts=True)
+    views = torch.zeros(len(times), dtype=folded.dtype).scatter(0, inverse, folded)  # ascending
     gaps = torch.cat([views[1:], views[:1] + period]) - views  # after each view
     usual = gaps.median()
     missing = gaps > 3 * usual
