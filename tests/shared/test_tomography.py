@@ -14,7 +14,7 @@ from skimage.transform import iradon, radon
 from torch import Tensor
 
 from dpnp_shared.forward_model import ForwardModel
-from dpnp_shared.noise import GaussianNoise
+from dpnp_shared.noise import GaussianNoise, PoissonNoise, TransmissionNoise
 from dpnp_shared.operators import (
     BeerLambert,
     FanBeamCT,
@@ -240,18 +240,18 @@ def test_filtered_back_projection_is_that_of_scikit_image():
 @pytest.mark.parametrize(
     ("build", "least"),
     [
-        (lambda v: parallel(64, v), 25.5),
-        (lambda v: parallel(64, 2 * v, arc=360), 25.5),
-        (lambda v: fan(64, 2 * v), 28.0),
-        (lambda v: curved(64, 2 * v), 26.5),
-        (lambda v: fan(64, 2 * v, arc=SHORT_SCAN + 1), 28.0),
-        (lambda v: curved(64, 2 * v, arc=300), 26.5),
+        (lambda v: parallel(64, v), 25.0),
+        (lambda v: parallel(64, 2 * v, arc=360), 25.0),
+        (lambda v: fan(64, 2 * v), 27.0),
+        (lambda v: curved(64, 2 * v), 26.0),
+        (lambda v: fan(64, 2 * v, arc=SHORT_SCAN + 1), 27.0),
+        (lambda v: curved(64, 2 * v, arc=300), 26.0),
     ],
     ids=["parallel", "parallel_turn", "flat", "curved", "short_scan", "over_scan"],
 )
 def test_filtered_back_projection_of_exact_data_nears_the_object_with_more_views(build, least):
     truth = HEAD.image(64, 64, 1 / 32)
-    figures = [psnr(operator.fbp(exact(operator, HEAD))[0], truth) for operator in map(build, (8, 24, 120))]
+    figures = [psnr(operator.fbp(exact(operator, HEAD))[0], truth) for operator in map(build, (8, 24, 80))]
     assert figures[0] + 1 < figures[1]
     assert figures[1] + 1 < figures[2]
     assert figures[2] > least
@@ -262,11 +262,11 @@ def test_filtered_back_projection_of_exact_data_nears_the_object_with_more_views
     [
         lambda: parallel(48, 90, arc=270),
         lambda: parallel(48, 90, detector_spacing=0.03),
-        lambda: fan(48, 180, detector_spacing=0.03),
-        lambda: fan(48, 180, arc=SHORT_SCAN),
-        lambda: fan(48, 180, arc=270),
-        lambda: curved(48, 180, arc=SHORT_SCAN),
-        lambda: FanBeamCT((1, 48, 48), 180, 3.0, 0.0, pixel_size=1 / 24, detector_shape="curved"),
+        lambda: fan(48, 120, detector_spacing=0.03),
+        lambda: fan(48, 120, arc=SHORT_SCAN),
+        lambda: fan(48, 120, arc=270),
+        lambda: curved(48, 120, arc=SHORT_SCAN),
+        lambda: FanBeamCT((1, 48, 48), 120, 3.0, 0.0, pixel_size=1 / 24, detector_shape="curved"),
     ],
 )
 @pytest.mark.parametrize("window", ["ram-lak", "hann"])
@@ -389,6 +389,17 @@ def test_physical_units_go_around_the_law_or_inside_of_it():
     assert inside.linear_part is None
     logarithm = PhysicalUnits(scanner, physical_range=(0.0, 2.0))
     assert isinstance(logarithm.linear_part, LinearOperator)
+
+
+def test_counts_have_the_law_of_transmission():
+    scanner = ParallelBeamCT((1, 4, 5), 3, detectors=4, pixel_size=0.3)
+    x = normal(1, 1, 4, 5).abs()
+    counts = ForwardModel(BeerLambert(scanner, 50.0), PoissonNoise(background=2.0))
+    y = counts.simulate(x.expand(4000, -1, -1, -1), generator=torch.Generator().manual_seed(0))
+    mean = 50 * torch.exp(-scanner(x)) + 2
+    assert float(((y.mean(0) - mean) / (mean / 4000).sqrt()).abs().max()) < 4  # of 12 standard normals
+    integrals = ForwardModel(scanner, TransmissionNoise(50.0, background=2.0))
+    torch.testing.assert_close(counts.log_likelihood(x, y[0]), integrals.log_likelihood(x, y[0]))
 
 
 def test_the_gradient_of_a_likelihood_is_that_of_finite_differences():
