@@ -209,7 +209,7 @@ def main(args: Sequence[str] | None = None) -> None:
             _check(configuration, config, arguments)
         else:
             _reconstruct(configuration, config, arguments)
-    except (PriorError, SamplingError, ValueError, TypeError, OSError, RuntimeError) as error:
+    except (PriorError, SamplingError, ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
         sys.exit(f"dpnp-reconstruct: {error}")
@@ -277,7 +277,8 @@ def _reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: li
         y = forward_model.simulate(truth[None], generator=generator)[0]
     else:
         assert settings.measurement is not None
-        y = to_image_units(read_tensor(settings.measurement, settings.key), card)
+        stored = to_image_units(read_tensor(settings.measurement, settings.key), card)
+        y = forward_model.operator.as_measurement(stored)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
     with ProgressBar() as progress:
         posterior = dpnp.sample(

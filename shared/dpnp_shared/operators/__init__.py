@@ -10,6 +10,8 @@ from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
+from dpnp_shared.operators.mri import MRI
+from dpnp_shared.operators.mri_noncartesian import NonCartesianMRI, RadialMRI
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
 from dpnp_shared.operators.physical_units import Identity, PhysicalUnits, Scaled
@@ -19,6 +21,7 @@ from dpnp_shared.operators.super_resolution import SuperResolution
 from dpnp_shared.operators.uniform_quantisation import Quantisation
 
 __all__ = [
+    "MRI",
     "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
@@ -38,12 +41,14 @@ __all__ = [
     "LinearStack",
     "MatrixOperator",
     "MotionBlur",
+    "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
     "PhysicalUnits",
     "Ptychography",
     "Quantisation",
+    "RadialMRI",
     "RandomInpainting",
     "Scaled",
     "Stack",
