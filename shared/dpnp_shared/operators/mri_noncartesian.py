@@ -106,24 +106,25 @@ class NonCartesianMRI(CoilOperator):
         r"""The area of k-space that each sample stands for, in squared cycles per field of view.
 
         By the fixed point :math:`w_j \leftarrow w_j / \sum_i K(k_j - k_i) w_i` of Pipe and Menon 1999 (Magn. Reson. Med.
-        41, 179) with the kernel K whose transform is a pyramid over the field of view, which is not negative. Samples without
-        neighbours get at most 4.
+        41, 179) with :math:`K(k) = \mathrm{sinc}^2(k_1)\, \mathrm{sinc}^2(k_2)`, the transform of a pyramid over twice the
+        field of view. Samples without neighbours get 1, as on the Cartesian grid.
 
         Args:
             iterations: how many.
 
         Returns:
-            ``(n,)``, float64; all 1 for the full Cartesian grid.
+            ``(n,)``, float64.
         """
         _, h, w = self._known_image_shape("density_compensation")
-        rows, columns = (1 - (torch.arange(n, dtype=torch.float64) - n // 2).abs() / (n / 2) for n in (h, w))
-        pyramid = (rows[:, None] * columns)[None]
-        points = self.trajectory.double().cpu()
+        rows, columns = (1 - (torch.arange(2 * n, dtype=torch.float64) - n).abs() / n for n in (h, w))
+        pyramid, points = rows[:, None] * columns, 2 * self.trajectory.double().cpu()
         weights = torch.ones(1, len(points), dtype=torch.complex128)
         for _ in range(iterations):
-            image = _NonUniform.apply(weights, points, (h, w), True)
-            weights = weights / _NonUniform.apply(pyramid * image, points, (h, w), False).real
-        return weights[0].real
+            image = _NonUniform.apply(weights, points, (2 * h, 2 * w), True)
+            around = 4 * _NonUniform.apply(pyramid * image, points, (2 * h, 2 * w), False).real
+            weights = weights / around
+        area: Tensor = weights[0].real
+        return area
 
     def display(self, y: Tensor) -> Tensor:
         """The gridding reconstruction, with density compensation, combined over the coils, ``(C, H, W)``."""
