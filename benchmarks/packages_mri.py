@@ -2,10 +2,10 @@
 
     python benchmarks/packages_mri.py
 
-Measurements and adjoints of random complex images through coil maps, in single precision. On the Cartesian grid the reference is
-``sigpy.mri.linop.Sense`` with the mask as weights, to a relative difference of 1e-6. Along radial spokes it is ``Sense`` with the trajectory
-as coordinates, to 1e-2, and ``sigpy.nufft`` with an oversampling of 2 and a kernel of width 8, to 1e-4: sigpy's own defaults (1.25 and 4) err
-by some 1e-3. A larger difference ends the command with status 1.
+Measurements and adjoints of random complex images through coil maps, in single precision. On the Cartesian grid the
+reference is ``sigpy.mri.linop.Sense`` with the mask as weights, to a relative difference of 1e-6. Along radial spokes it is
+``Sense`` with the trajectory as coordinates, to 1e-2, and ``sigpy.nufft`` with an oversampling of 2 and a kernel of width 8,
+to 1e-4: sigpy's own defaults (1.25 and 4) err by some 1e-3. A larger difference ends the command with status 1.
 """
 
 from __future__ import annotations
