@@ -151,7 +151,8 @@ def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations
             steps = [eps * generator.normal_like(x) for _ in range(iterations)]
             clean = operator(x)
             squares = [float((operator(x + h) - clean).abs().square().sum() / h.square().sum()) for h in steps]
-        return math.sqrt(sum(squares) / iterations * d / min(d, clean.numel()))
+        m = clean.numel() * (2 if clean.is_complex() else 1)
+        return math.sqrt(sum(squares) / iterations * d / min(d, m))
     v, norm = generator.normal_like(x), 0.0
     for _ in range(iterations):
         v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)

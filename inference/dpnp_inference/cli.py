@@ -210,7 +210,7 @@ def main(args: Sequence[str] | None = None) -> None:
             _check(configuration, config, arguments)
         else:
             _reconstruct(configuration, config, arguments)
-    except (PriorError, SamplingError, ValueError, TypeError, OSError, RuntimeError) as error:
+    except (PriorError, SamplingError, ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
         sys.exit(f"dpnp-reconstruct: {error}")

@@ -11,6 +11,8 @@ from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
+from dpnp_shared.operators.mri import MRI
+from dpnp_shared.operators.mri_noncartesian import NonCartesianMRI, RadialMRI
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
 from dpnp_shared.operators.physical_units import Identity, PhysicalUnits, Scaled
@@ -22,6 +24,7 @@ from dpnp_shared.operators.uniform_quantisation import Quantisation
 
 __all__ = [
     "BeerLambert",
+    "MRI",
     "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
@@ -42,6 +45,7 @@ __all__ = [
     "LinearStack",
     "MatrixOperator",
     "MotionBlur",
+    "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "ParallelBeamCT",
@@ -49,6 +53,7 @@ __all__ = [
     "PhysicalUnits",
     "Ptychography",
     "Quantisation",
+    "RadialMRI",
     "RandomInpainting",
     "RayTransform",
     "Scaled",

@@ -51,6 +51,17 @@ class Operator(nn.Module, ABC):
         """
         return None
 
+    def as_measurement(self, stored: Tensor) -> Tensor:
+        """A measurement in the shape that :meth:`forward` gives, from the form in which files hold it.
+
+        Args:
+            stored: one measurement, without a batch dimension.
+
+        Returns:
+            ``(*y_shape)``; by default ``stored`` itself.
+        """
+        return stored
+
     @property
     def unseen(self) -> Tensor | None:
         """Pixels that the measurement says nothing about; None if there are none as such.
@@ -215,19 +226,21 @@ def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 
-def array_argument(value: Any, name: str) -> Tensor:
-    """A real array given as a tensor, as (nested) lists or numbers, or as the path of a ``.npy`` file.
+def array_argument(value: Any, name: str, *, allow_complex: bool = False) -> Tensor:
+    """An array given as a tensor, as (nested) lists or numbers, or as the path of a ``.npy`` file.
 
     Args:
         value: the array, in any of these forms.
         name: the argument's name, for errors.
+        allow_complex: take complex numbers as well.
 
     Returns:
-        A tensor in float64, so that nothing is lost before it is cast at use.
+        A tensor in float64, or complex128 where the array is complex, so that nothing is lost before it is cast at
+        use.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        TypeError: the array is complex.
+        TypeError: the array is complex and may not be.
         ValueError: the file is not ``.npy``, or an entry is not finite.
     """
     if isinstance(value, str | Path):
@@ -236,9 +249,9 @@ def array_argument(value: Any, name: str) -> Tensor:
         value = np.load(value, allow_pickle=False)
     exact = isinstance(value, Tensor | np.ndarray)
     array = torch.as_tensor(value) if exact else torch.as_tensor(value, dtype=torch.float64)
-    if array.is_complex():
+    if array.is_complex() and not allow_complex:
         raise TypeError(f"{name} has dtype {array.dtype}; it must be real")
-    array = array.detach().to(torch.float64, copy=True)
+    array = array.detach().to(torch.complex128 if array.is_complex() else torch.float64, copy=True)
     bad = int((~array.isfinite()).sum())
     if bad:
         raise ValueError(f"{name} holds {bad} entries that are NaN or infinite; all must be finite")
