@@ -9,6 +9,15 @@ from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
+from dpnp_shared.operators.interferometry import (
+    EHT_2017,
+    ClosurePhases,
+    Coverage,
+    EarthRotation,
+    LogClosureAmplitudes,
+    TotalFlux,
+    Visibilities,
+)
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
@@ -19,14 +28,18 @@ from dpnp_shared.operators.super_resolution import SuperResolution
 from dpnp_shared.operators.uniform_quantisation import Quantisation
 
 __all__ = [
+    "EHT_2017",
     "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
+    "ClosurePhases",
     "CodedDiffraction",
     "Compose",
     "CompressedSensing",
     "Convolution",
+    "Coverage",
     "DitheredQuantisation",
+    "EarthRotation",
     "FunctionOperator",
     "GaussianBlur",
     "HighDynamicRange",
@@ -36,6 +49,7 @@ __all__ = [
     "LinearCompose",
     "LinearOperator",
     "LinearStack",
+    "LogClosureAmplitudes",
     "MatrixOperator",
     "MotionBlur",
     "NonlinearBlur",
@@ -48,5 +62,7 @@ __all__ = [
     "Scaled",
     "Stack",
     "SuperResolution",
+    "TotalFlux",
+    "Visibilities",
     "as_operator",
 ]
