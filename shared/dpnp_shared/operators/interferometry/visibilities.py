@@ -75,11 +75,12 @@ class Visibilities(LinearOperator):
         return self.parts.norm()
 
     def display(self, y: Tensor) -> Tensor:
-        """The dirty image :math:`A^T y`, times the number with which it explains ``y`` best (in least squares)."""
-        dirty = self.adjoint(y[None])
-        norm = torch.linalg.vector_norm
-        scale: Tensor = (norm(dirty) / norm(self(dirty)).clamp_min(torch.finfo(dirty.dtype).tiny)) ** 2
-        return (scale * dirty)[0]
+        r"""A smooth inverse, :math:`(A^T A + 0.01 \|A\|^2)^{-1} A^T y`, in the units of ``x``.
+
+        It is a dirty image whose frequencies do not count the more the more often they were measured.
+        """
+        floor = 0.01 * self.norm() ** 2
+        return self.gram_function(lambda s: 1 / (s + floor), self.adjoint(y[None]))[0]
 
 
 def fourier_matrix(image_shape: tuple[int, int, int], coverage: Coverage, field_of_view: float, pulse: Pulse) -> Tensor:
