@@ -43,9 +43,10 @@ class ClosurePhases(Closures):
     @staticmethod
     def part(V: Tensor) -> Tensor:
         """Phases ``(B, m)``."""
-        # a phase does not depend on the modulus, so that dividing by it as by a constant changes no derivative; it prevents underflow
-        modulus = V.abs().detach().clamp_min(torch.finfo(V.real.dtype).tiny)
-        return torch.atan2(V.imag / modulus, V.real / modulus)
+        # a phase does not depend on the modulus: dividing by it as by a constant changes no derivative, and nothing underflows
+        modulus = V.abs().detach()
+        unit = torch.where(modulus > 0, V / modulus.clamp_min(torch.finfo(modulus.dtype).tiny), 1.0)
+        return torch.atan2(unit.imag, unit.real)
 
     def of(self, V: Tensor) -> Tensor:
         """The closure phases ``(B, n)`` of visibilities ``(B, m)``, measured ones say."""
