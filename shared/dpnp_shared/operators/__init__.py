@@ -10,6 +10,15 @@ from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
+from dpnp_shared.operators.interferometry import (
+    EHT_2017,
+    ClosurePhases,
+    Coverage,
+    EarthRotation,
+    LogClosureAmplitudes,
+    TotalFlux,
+    Visibilities,
+)
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.mri import MRI
 from dpnp_shared.operators.mri_noncartesian import NonCartesianMRI, RadialMRI
@@ -25,15 +34,19 @@ from dpnp_shared.operators.uniform_quantisation import Quantisation
 __all__ = [
     "BeerLambert",
     "MRI",
+    "EHT_2017",
     "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
+    "ClosurePhases",
     "CodedDiffraction",
     "Compose",
     "CompressedSensing",
     "Convolution",
+    "Coverage",
     "DitheredQuantisation",
     "FanBeamCT",
+    "EarthRotation",
     "FunctionOperator",
     "GaussianBlur",
     "HighDynamicRange",
@@ -43,6 +56,7 @@ __all__ = [
     "LinearCompose",
     "LinearOperator",
     "LinearStack",
+    "LogClosureAmplitudes",
     "MatrixOperator",
     "MotionBlur",
     "NonCartesianMRI",
@@ -59,5 +73,7 @@ __all__ = [
     "Scaled",
     "Stack",
     "SuperResolution",
+    "TotalFlux",
+    "Visibilities",
     "as_operator",
 ]
