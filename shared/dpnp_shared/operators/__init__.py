@@ -7,13 +7,16 @@ from dpnp_shared.operators.coded_diffraction import CodedDiffraction
 from dpnp_shared.operators.combine import Compose, LinearCompose, LinearStack, Stack
 from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
+from dpnp_shared.operators.external_program import ExternalProgram
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
+from dpnp_shared.operators.numpy_operator import NumpyOperator
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
 from dpnp_shared.operators.ptychography import Ptychography
 from dpnp_shared.operators.quantisation import DitheredQuantisation
+from dpnp_shared.operators.scipy_operator import ScipyLinearOperator, ScipyOperator
 from dpnp_shared.operators.super_resolution import SuperResolution
 from dpnp_shared.operators.uniform_quantisation import Quantisation
 
@@ -26,6 +29,7 @@ __all__ = [
     "CompressedSensing",
     "Convolution",
     "DitheredQuantisation",
+    "ExternalProgram",
     "FunctionOperator",
     "GaussianBlur",
     "HighDynamicRange",
@@ -37,11 +41,14 @@ __all__ = [
     "MatrixOperator",
     "MotionBlur",
     "NonlinearBlur",
+    "NumpyOperator",
     "Operator",
     "PhaseRetrieval",
     "Ptychography",
     "Quantisation",
     "RandomInpainting",
+    "ScipyLinearOperator",
+    "ScipyOperator",
     "Stack",
     "SuperResolution",
     "as_operator",
