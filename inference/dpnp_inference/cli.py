@@ -41,12 +41,12 @@ from dpnp_inference.progress import ProgressBar
 from dpnp_inference.proximal import ProximalSampler
 from dpnp_inference.replica_exchange import ReplicaExchange
 from dpnp_inference.report import draw_picture
-from dpnp_inference.userfile import resolve_user_files
+from dpnp_inference.userfile import hash_user_files, name_user_files, resolve_user_files
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise, Noise
-from dpnp_shared.operators import Operator, RandomInpainting
+from dpnp_shared.operators import Operator, RandomInpainting, as_operator
 from dpnp_shared.prior import Prior, PriorCard, PriorError, locate
 from dpnp_shared.randomness import derive_seed
 
@@ -96,8 +96,8 @@ class Configuration:
     overwrite: bool = False
     trusted_modules: list[str] | None = None
 
-    def sampler(self, *, demo: bool) -> tuple[DPnP, PriorCard]:
-        """The sampler on its device, and its prior's card.
+    def models(self, *, demo: bool) -> tuple[Denoiser, PriorCard, ForwardModel]:
+        """Prior and forward model on their device, and the prior's card.
 
         Args:
             demo: whether the demo's forward model stands in where none is given.
@@ -114,7 +114,6 @@ class Configuration:
         if next(prior.parameters(), None) is not None:  # closed forms keep their own precision
             prior.to(dtype=getattr(torch, self.precision))
         card = prior.card if isinstance(prior, Prior) else PriorCard(type(prior).__name__, prior.image_shape)
-        dtype = torch.float64 if self.precision == "float64" else torch.float32
         operator, noise = self.operator, self.noise
         if demo and (operator is None) != (noise is None):
             raise ValueError("operator and noise: give both or neither")
@@ -122,16 +121,27 @@ class Configuration:
             operator, noise = RandomInpainting(card.image_shape, missing=0.5, seed=0), GaussianNoise(0.05)
         if operator is None or noise is None:
             raise ValueError("operator and noise are both needed with a measurement or an image of your own")
+        forward_model = ForwardModel(as_operator(operator, card.image_shape), noise)
+        return prior, card, forward_model.to(device=device, dtype=self.image_dtype)
+
+    def sampler(self, *, demo: bool) -> tuple[DPnP, PriorCard]:
+        """The sampler on its device, and its prior's card; see :meth:`models`."""
+        prior, card, forward_model = self.models(demo=demo)
         dpnp = DPnP(
             prior,
-            ForwardModel(operator, noise).to(device=device, dtype=dtype),
+            forward_model,
             dds=self.dds,
             proximal=self.proximal,
             annealing=self.annealing,
             population=self.population,
-            dtype=dtype,
+            dtype=self.image_dtype,
         )
         return dpnp, card
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """Of images and kernels."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
 
 @dataclass
@@ -203,7 +213,7 @@ def main(args: Sequence[str] | None = None) -> None:
         settings = parser.parse_args([_resolve_argument(argument) for argument in given])
         built = parser.instantiate(settings)
         configuration = kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)})
-        config = json.loads(parser.dump(settings, format="json"))
+        config = name_user_files(json.loads(parser.dump(settings, format="json")))
         if isinstance(configuration, Check):
             _name_unused(settings)
             _check(configuration, config, arguments)
@@ -329,6 +339,7 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
     names = {field.name for field in dataclasses.fields(Check)} - {*SAME_PAIRS}
     same = {key: value for key, value in config.items() if key in names}
     same |= {"prior_sha256": card.sha256, "version": version("dpnp-imaging")}
+    same |= {"user files": hash_user_files(same)}
     same |= {f"source of {name}": _source(getattr(settings, name)) for name in ("prior", "operator", "noise")}
     if settings.output is None:
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
@@ -403,7 +414,10 @@ def _source(part: object) -> str | None:
     """Hash of the file that defines a part of the configuration, None for a part given by a name or left out."""
     if part is None or isinstance(part, str):
         return None
-    file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
+    try:
+        file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
+    except TypeError:  # it is not written in Python
+        return None
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
