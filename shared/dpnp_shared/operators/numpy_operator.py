@@ -59,7 +59,7 @@ class NumpyOperator(Operator):
         """
         self._check_image(x)
         if self.vjp is None:
-            return self._apply(self.function, x)
+            return self._evaluate(self.function, x)
         y: Tensor = _Differentiable.apply(x, self)  # type: ignore[no-untyped-call]
         return y
 
@@ -67,7 +67,7 @@ class NumpyOperator(Operator):
         """For ``repr``."""
         return f"{name_of(self.function)}, per_image={self.per_image}, differentiable={self.differentiable}"
 
-    def _apply(self, function: Callable[..., Any], *arguments: Tensor) -> Tensor:
+    def _evaluate(self, function: Callable[..., Any], *arguments: Tensor) -> Tensor:
         """The function or its vector-Jacobian product, of the batch or of one image after the other."""
         arrays, name = [to_array(argument) for argument in arguments], name_of(function)
         if self.per_image:
@@ -83,14 +83,14 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, operator: NumpyOperator) -> Tensor:
         ctx.save_for_backward(x)
         ctx.operator = operator
-        return operator._apply(operator.function, x)
+        return operator._evaluate(operator.function, x)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
             raise RuntimeError("vjp has no derivative of its own: a NumpyOperator cannot be differentiated twice")
         (x,), operator = ctx.saved_tensors, ctx.operator
-        gradient = operator._apply(operator.vjp, x, v)
+        gradient = operator._evaluate(operator.vjp, x, v)
         if gradient.shape != x.shape:
             raise ValueError(
                 f"vjp gave shape {tuple(gradient.shape)} for images {tuple(x.shape)}; it must give the shape of x"
