@@ -236,7 +236,12 @@ class _Process:
         self.errors.seek(0)
         self.errors.truncate()
         late = threading.Event()
-        timer = threading.Timer(timeout, lambda: (late.set(), _kill(process)))  # which ends the reading below
+
+        def end() -> None:  # and the reading below ends
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(timeout, end)
         timer.start()
         try:
             process.stdin.write(len(sent).to_bytes(PREFIX, "little") + sent)

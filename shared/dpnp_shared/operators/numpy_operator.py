@@ -60,7 +60,7 @@ class NumpyOperator(Operator):
         self._check_image(x)
         if self.vjp is None:
             return self._evaluate(self.function, x)
-        y: Tensor = _Differentiable.apply(x, self)  # type: ignore[no-untyped-call]
+        y: Tensor = _Differentiable.apply(x, self)
         return y
 
     def extra_repr(self) -> str:

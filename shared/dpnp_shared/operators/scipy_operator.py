@@ -103,14 +103,14 @@ class ScipyLinearOperator(ScipyOperator, LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """``A vec(x)``, ``(B, *y_shape)``, of ``x`` ``(B, C, H, W)``."""
         self._check_image(x)
-        y: Tensor = _Forward.apply(x, self)  # type: ignore[no-untyped-call]
+        y: Tensor = _Forward.apply(x, self)
         return y
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``Re A^H y`` as images ``(B, C, H, W)``, of ``y`` ``(B, *y_shape)``."""
         if tuple(y.shape[1:]) != self.y_shape:
             raise ValueError(f"y has shape {tuple(y.shape)}; measurements are (B, {', '.join(map(str, self.y_shape))})")
-        x: Tensor = _Adjoint.apply(y, self)  # type: ignore[no-untyped-call]
+        x: Tensor = _Adjoint.apply(y, self)
         return x
 
 
