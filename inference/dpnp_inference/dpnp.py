@@ -76,12 +76,13 @@ class DPnP:
         self.prior, self.forward_model, self.dtype = prior, forward_model, dtype
         self.device = next((t.device for t in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
         self.image_shape = image_shape_of(prior, forward_model)
+        self.kernel_model = forward_model.homogeneous  # what kernels see, with y less what a blank image gives
         self.dds = make_dds(dds)
         self.population = Population() if population is True else population
         if isinstance(proximal, str):
             if proximal != "auto":
                 raise ValueError(f"proximal = {proximal!r}; allowed are 'auto' and a ProximalSampler")
-            self.proximal, reason = choose_proximal(forward_model)
+            self.proximal, reason = choose_proximal(self.kernel_model)
             log.info("proximal sampler: %s", reason)
         else:
             self.proximal = proximal
@@ -90,7 +91,7 @@ class DPnP:
                 raise ValueError(f"annealing = {annealing!r}; allowed are 'auto' and an Annealing")
             annealing = Annealing()
         self.schedule = annealing.schedule(
-            prior, forward_model, self.blank(), exact_splitting=self.proximal.exact_splitting
+            prior, self.kernel_model, self.blank(), exact_splitting=self.proximal.exact_splitting
         )
         prior.check_sigma(torch.tensor(self.schedule))
 
@@ -147,6 +148,7 @@ class DPnP:
             raise ValueError(f"batch_size = {batch_size}; it must be at least 1")
         self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
+        y = self.forward_model.homogeneous_measurement(y, self.blank(1))
         start = time.perf_counter()
         if isinstance(self.population, Population):
             samples, record = self._run_populations(y, chains, seed, draws, thin, size, on_sweep)
@@ -214,7 +216,7 @@ class DPnP:
             batch = range(first, min(first + size, chains))
             gibbs = self._gibbs(batch, seed, size, on_sweep, len(schedule))
             x = gibbs.start(self.blank(len(batch)))
-            state, kept = self.proximal.init(self.forward_model, y, x), []
+            state, kept = self.proximal.init(self.kernel_model, y, x), []
             for past, eta in enumerate(schedule, 1 - len(self.schedule)):
                 state, x, _ = gibbs.sweep(state, x, eta)
                 if past >= 0 and past % thin == 0:
@@ -238,7 +240,7 @@ class DPnP:
             run = Path(
                 self.population,
                 gibbs,
-                self.forward_model,
+                self.kernel_model,
                 y,
                 self.blank(len(particles)),
                 self.schedule[0],
@@ -283,7 +285,7 @@ class DPnP:
         replicas = start_replicas(
             self.population,
             gibbs,
-            self.forward_model,
+            self.kernel_model,
             y,
             self.blank(chains),
             self.schedule[0],

@@ -265,12 +265,14 @@ class LinearGaussianPosterior:
     ) -> None:
         if not 0 <= extra_noise < math.inf:
             raise ValueError(f"extra_noise = {extra_noise}; allowed is a number of at least 0")
-        A, R = forward_model.linear_gaussian_dense(image_shape)
+        linear = forward_model.homogeneous
+        A, R = linear.linear_gaussian_dense(image_shape)
         forward_model.check_measurement(y, image_shape, dtype=torch.float64, device=A.device)
+        y = forward_model.homogeneous_measurement(y.to(A), A.new_zeros(1, *image_shape))
         self.image_shape = image_shape
         self._means, self._root = means.double().to(A.device), root.double().to(A.device)
         self._A: Tensor = A
-        self._y: Tensor = y.detach().to(A).flatten()
+        self._y: Tensor = y.detach().flatten()
         R = R + extra_noise**2 * (A @ A.T)
         self._noise_root: Tensor = torch.linalg.cholesky(R)
         AC = A @ self._root if self._root.ndim == 2 else A * self._root  # A C^(1/2), (m, d)

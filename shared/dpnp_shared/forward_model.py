@@ -35,6 +35,33 @@ class ForwardModel(nn.Module):
         r"""Whether :math:`y = Ax + N(0, R)`, so that a Gaussian prior has a Gaussian posterior."""
         return isinstance(self.operator, LinearOperator) and isinstance(self.noise, GaussianNoise)
 
+    @property
+    def homogeneous(self) -> ForwardModel:
+        r"""The model of :math:`y - A(0)` where the operator is affine and the noise Gaussian, else the model itself.
+
+        It is linear Gaussian, so that the closed forms apply.
+        """
+        linear = self.operator.linear_part
+        if linear is None or linear is self.operator or not isinstance(self.noise, GaussianNoise):
+            return self
+        return ForwardModel(linear, self.noise)
+
+    @torch.no_grad()
+    def homogeneous_measurement(self, y: Tensor, blank: Tensor) -> Tensor:
+        r"""The measurement that goes with :attr:`homogeneous`: :math:`y - A(0)`, or ``y`` where that is the model itself.
+
+        Args:
+            y: ``(*y_shape)``.
+            blank: an image ``(1, C, H, W)`` of zeros.
+
+        Returns:
+            ``(*y_shape)``.
+        """
+        if self.homogeneous is self:
+            return y
+        offset: Tensor = self.operator(blank)[0]
+        return y - offset.to(y)
+
     def simulate(self, x: Tensor, *, generator: torch.Generator | None) -> Tensor:
         """Draw a measurement of each image.
 

@@ -14,6 +14,7 @@ from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.nonlinear_blur import NonlinearBlur
 from dpnp_shared.operators.numpy_operator import NumpyOperator
 from dpnp_shared.operators.phase_retrieval import PhaseRetrieval
+from dpnp_shared.operators.physical_units import Identity, PhysicalUnits, Scaled
 from dpnp_shared.operators.ptychography import Ptychography
 from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.scipy_operator import ScipyLinearOperator, ScipyOperator
@@ -33,6 +34,7 @@ __all__ = [
     "FunctionOperator",
     "GaussianBlur",
     "HighDynamicRange",
+    "Identity",
     "Inpainting",
     "KernelBlur",
     "LinearCompose",
@@ -44,9 +46,11 @@ __all__ = [
     "NumpyOperator",
     "Operator",
     "PhaseRetrieval",
+    "PhysicalUnits",
     "Ptychography",
     "Quantisation",
     "RandomInpainting",
+    "Scaled",
     "ScipyLinearOperator",
     "ScipyOperator",
     "Stack",

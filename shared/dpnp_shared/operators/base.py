@@ -61,6 +61,11 @@ class Operator(nn.Module, ABC):
         """
         return None
 
+    @property
+    def linear_part(self) -> LinearOperator | None:
+        """The linear L of an affine operator, ``A(x) = L x + A(0)``; None where the operator is not affine."""
+        return None
+
     def _check_image(self, x: Tensor) -> None:
         """Refuse images of another shape than ``image_shape``.
 
@@ -118,6 +123,11 @@ class LinearOperator(Operator):
             x = torch.zeros(y.shape[0], *shape, dtype=y.real.dtype, device=y.device, requires_grad=True)
             (gradient,) = torch.autograd.grad(self(x), x, grad_outputs=y, create_graph=y.requires_grad)
         return gradient
+
+    @property
+    def linear_part(self) -> LinearOperator:
+        """The operator itself."""
+        return self
 
     @property
     def has_gram_function(self) -> bool:
