@@ -1,7 +1,7 @@
 """``dpnp-reconstruct``: a prior, a forward model and a measurement go in, a posterior comes out.
 
 Without arguments it runs the bundled demo. ``dpnp-reconstruct check`` asks, with the same options, whether the intervals of such a
-reconstruction hold what they promise.
+reconstruction hold what they promise, ``dpnp-reconstruct check-model`` whether the forward model does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from torch import Tensor
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.calibration import assess, draw_calibration
 from dpnp_inference.check import PairProgress, PairStore, Truths, check_pairs
+from dpnp_inference.check_model import check_model, has_problem, print_findings
 from dpnp_inference.dds import DenoisingSampler
-from dpnp_inference.dpnp import DPnP, SamplingError
+from dpnp_inference.dpnp import DPnP, SamplingError, image_shape_of
 from dpnp_inference.files import MARKER, check_output, read_image, read_tensor, save_array, to_image_units
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.population import Population
@@ -191,6 +192,39 @@ class Check(Configuration):
     truths: Truths = "flow"
 
 
+@dataclass
+class CheckModel(Configuration):
+    """Try a forward model on draws from the prior: what it promises, what it lacks, and how long a reconstruction takes.
+
+    Args:
+        measurement: the measurement that it is for; one that fits and resembles simulated ones is well described.
+        image: a clean image, which is tried as well.
+        index: which image of an image file that holds several.
+        key: name of the array in a file that holds several.
+        chains: of the reconstruction, for an estimate of its time.
+        json: file to write the findings to.
+        output: is for a reconstruction; nothing else is written here.
+    """
+
+    measurement: str | None = None
+    image: str | None = None
+    index: int = 0
+    key: str | None = None
+    chains: int = 39
+    json: str | None = None
+
+
+KINDS: dict[str, type[Check | CheckModel]] = {"check": Check, "check-model": CheckModel}
+DESCRIPTIONS: dict[type[Configuration], str] = {
+    Reconstruction: "Draw from the posterior of an image. Without arguments: the bundled demo. 'dpnp-reconstruct check-model' finds out "
+    "whether a forward model keeps what it promises, 'dpnp-reconstruct check' whether the intervals do.",
+    Check: "Do the intervals of a reconstruction hold what they promise? Truths are drawn from the prior, measured, and reconstructed. "
+    "Without arguments: the bundled demo's configuration.",
+    CheckModel: "Is the forward model what a sampler takes it for? It is tried on draws from the prior. The exit status is 1 if there is a "
+    "problem. Without arguments: the bundled demo's.",
+}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``dpnp-reconstruct``.
 
@@ -198,7 +232,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: command-line arguments; those of the process by default.
 
     Raises:
-        SystemExit: with a non-zero status and one message, for any bad input.
+        SystemExit: with a non-zero status and one message, for any bad input; and with status 1 where a forward model that is checked
+            has a problem.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     logging.basicConfig(
@@ -206,8 +241,8 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock", "arviz.preview"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    kind: type[Check | Reconstruction] = Check if arguments[:1] == ["check"] else Reconstruction
-    given = arguments[1:] if kind is Check else arguments
+    kind: type[Check | CheckModel | Reconstruction] = KINDS.get("".join(arguments[:1]), Reconstruction)
+    given = arguments if kind is Reconstruction else arguments[1:]
     parser = _parser(kind)
     try:
         settings = parser.parse_args([_resolve_argument(argument) for argument in given])
@@ -215,8 +250,11 @@ def main(args: Sequence[str] | None = None) -> None:
         configuration = kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)})
         config = name_user_files(json.loads(parser.dump(settings, format="json")))
         if isinstance(configuration, Check):
-            _name_unused(settings)
+            _name_unused(kind, settings)
             _check(configuration, config, arguments)
+        elif isinstance(configuration, CheckModel):
+            _name_unused(kind, settings)
+            _check_model(configuration, arguments)
         else:
             _reconstruct(configuration, config, arguments)
     except (PriorError, SamplingError, ValueError, TypeError, OSError, RuntimeError) as error:
@@ -227,33 +265,29 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _parser(kind: type[Configuration]) -> ArgumentParser:
     set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text)))
-    command = "dpnp-reconstruct check" if kind is Check else "dpnp-reconstruct"
+    command = " ".join(["dpnp-reconstruct", *(name for name, other in KINDS.items() if other is kind)])
     parser = ArgumentParser(
         prog=command,
         usage=f"{command} [--config FILE] [options]; --help lists the options",
         parser_mode="dpnp_yaml",
-        description="Draw from the posterior of an image. Without arguments: the bundled demo. "
-        "'dpnp-reconstruct check' finds out whether the intervals hold what they promise."
-        if kind is Reconstruction
-        else "Do the intervals of a reconstruction hold what they promise? Truths are drawn from the prior, measured, and "
-        "reconstructed. Without arguments: the bundled demo's configuration.",
+        description=DESCRIPTIONS[kind],
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(kind)
-    if kind is Check:  # a reconstruction's config file is taken as it is
-        for field in _unused():
+    if kind is not Reconstruction:  # a reconstruction's config file is taken as it is
+        for field in _unused(kind):
             parser.add_argument(f"--{field.name}", type=Any, default=field.default, help=SUPPRESS)
     return parser
 
 
-def _unused() -> list[dataclasses.Field[Any]]:
-    """A reconstruction's options that its check has no use for."""
-    known = {field.name for field in dataclasses.fields(Check)}
+def _unused(kind: type[Configuration]) -> list[dataclasses.Field[Any]]:
+    """A reconstruction's options that a check has no use for."""
+    known = {field.name for field in dataclasses.fields(kind)}
     return [field for field in dataclasses.fields(Reconstruction) if field.name not in known]
 
 
-def _name_unused(settings: Namespace) -> None:
-    names = [field.name for field in _unused() if settings[field.name] != field.default]
+def _name_unused(kind: type[Configuration], settings: Namespace) -> None:
+    names = [field.name for field in _unused(kind) if settings[field.name] != field.default]
     if names:
         log.info("%s: for a reconstruction, a check has no use for it", ", ".join(names))
 
@@ -383,6 +417,37 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
     print(calibration.describe())
     print(f"the same command with --pairs {2 * settings.pairs} --overwrite true goes on from here")
     print(f"picture: {output / 'picture.png'}")
+
+
+def _check_model(settings: CheckModel, arguments: list[str]) -> None:
+    """Findings about a forward model, printed and kept."""
+    given = settings.measurement is not None or settings.image is not None
+    prior, card, forward_model = settings.models(demo=not given)
+    y = images = None
+    if settings.image is not None:
+        shape = image_shape_of(prior, forward_model)
+        images = read_image(settings.image, settings.index, shape, card, settings.key)[None]
+    if settings.measurement is not None:
+        y = to_image_units(read_tensor(settings.measurement, settings.key), card)
+    findings = check_model(
+        prior,
+        forward_model,
+        y,
+        images=images,
+        proximal=settings.proximal,
+        annealing=settings.annealing,
+        dds=settings.dds,
+        chains=settings.chains,
+        seed=settings.seed,
+        dtype=settings.image_dtype,
+    )
+    print_findings(findings)
+    if settings.json is not None:
+        record = {"command": shlex.join(["dpnp-reconstruct", *arguments]), "problem": has_problem(findings)}
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        Path(settings.json).write_text(json.dumps({**record, "findings": listed}, indent=2) + "\n", encoding="utf-8")
+    if has_problem(findings):
+        sys.exit(1)
 
 
 def _title(dpnp: DPnP, card: PriorCard) -> str:
