@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 
 from dpnp_inference.check_model.finding import Finding, note, ok, problem
-from dpnp_inference.check_model.subject import TINY, Subject, size
+from dpnp_inference.check_model.subject import TINY, Subject, rows, size
 
 VALUES_ONLY = (
     "set differentiable = False (FunctionOperator(A, differentiable=False)), which elliptical slice sampling takes."
 )
+AT_ZERO = "sqrt, norms and divisions have none at 0: keep their argument away from it (torch.where before the operation, not after it)."
+DRAWS = "draws from the prior"
 STEP = {torch.float32: 2e-2, torch.float64: 1e-5}  # of difference quotients, in units of the images' spread
 TOLERANCE = {torch.float32: 3e-2, torch.float64: 1e-5}  # of derivatives, relative
 
@@ -50,6 +52,10 @@ def check_gradient(subject: Subject) -> Iterator[Finding]:
             f"Remove detach(), item(), numpy(), torch.no_grad() or torch.tensor(x) on the way; or {VALUES_ONLY}",
         )
         return
+    singular = not_finite(subject)
+    if DRAWS in singular:
+        yield problem("gradient", f"The gradient is not finite for {', '.join(singular)}.", AT_ZERO)
+        return
     found = derivative(subject)
     if found.gradient == 0 and found.change > 0:
         yield problem(
@@ -66,8 +72,11 @@ def check_gradient(subject: Subject) -> Iterator[Finding]:
             f"The gradient is not that of the values: {surrogate if found.quotient == 0 else differs}. Proposals go astray.",
             f"Check detach(), backward passes and vjp of your own; or {VALUES_ONLY}",
         )
+    elif singular:
+        message = f"It is that of the values, and not finite for {', '.join(singular)}. Such proposals are rejected."
+        yield note("gradient", message, AT_ZERO)
     else:
-        yield from _finite_gradient(subject, found)
+        yield ok("gradient", f"It is that of the values (to {found.error:.1g}).")
 
 
 def derivative(subject: Subject) -> Derivative:
@@ -83,7 +92,7 @@ def derivative(subject: Subject) -> Derivative:
     with torch.enable_grad():
         x.requires_grad_(True)
         (gradient,) = torch.autograd.grad((w.conj() * A(x)).real.sum(), x)  # J^T w
-    found, expected = (gradient * v).flatten(1).sum(1), (w.conj() * quotient).real.flatten(1).sum(1)
+    found, expected = rows(gradient * v).sum(1), rows((w.conj() * quotient).real).sum(1)
     error, scale = float((found - expected).abs().max()), size(w) * size(quotient)
     return Derivative(
         quotient=size(quotient),
@@ -94,26 +103,17 @@ def derivative(subject: Subject) -> Derivative:
     )
 
 
-def _finite_gradient(subject: Subject, found: Derivative) -> Iterator[Finding]:
-    """The gradient is finite also for images of one value."""
+def not_finite(subject: Subject) -> list[str]:
+    """Which images have no finite gradient: draws, and images of one value."""
     bad = []
-    for what, images in {"draws from the prior": subject.images[:4], **subject.special_images()}.items():
+    for what, images in {DRAWS: subject.images[:4], **subject.special_images()}.items():
         with torch.enable_grad():
             x = images.clone().requires_grad_(True)
             y = subject.operator(x)
             (gradient,) = torch.autograd.grad((subject.normal(y.detach(), 63).conj() * y).real.sum(), x)
         if not bool(gradient.isfinite().all()):
             bad.append(what)
-    if bad:
-        message = (
-            f"The gradient is that of the values, and is not finite for {', '.join(bad)}. Such proposals are rejected."
-        )
-        remedy = (
-            "sqrt, norms, abs of complex numbers and divisions have none at 0: add a small constant to their argument."
-        )
-        yield (problem if bad[0].startswith("draws") else note)("gradient", message, remedy)
-    else:
-        yield ok("gradient", f"It is that of the values (to {found.error:.1g}).")
+    return bad
 
 
 def _values_only(subject: Subject) -> Finding:

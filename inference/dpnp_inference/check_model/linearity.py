@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from dpnp_inference.check_model.finding import Finding, note, ok, problem
-from dpnp_inference.check_model.subject import TINY, Subject, name_of, shape_of, size
+from dpnp_inference.check_model.subject import TINY, Subject, name_of, rows, shape_of, size
 from dpnp_shared.noise import GaussianNoise
 from dpnp_shared.operators import LinearOperator
 
@@ -89,7 +89,7 @@ def check_adjoint(subject: Subject) -> Iterator[Finding]:
             "Reshape to images; they are real, take the real part. Or remove adjoint, which is then found by differentiation.",
         )
         return
-    left, right = (v.conj() * Lu).real.flatten(1).sum(1), (back * u).flatten(1).sum(1)
+    left, right = rows((v.conj() * Lu).real).sum(1), rows(back * u).sum(1)
     error = float((left - right).abs().max()) / max(size(v) * size(Lu), TINY)
     if error <= subject.tolerance:
         yield ok("adjoint", f"<v, A u> = <A^T v, u> (to {error:.1g}).")

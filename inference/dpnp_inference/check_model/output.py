@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.check_model.finding import Finding, describe, note, ok, problem
-from dpnp_inference.check_model.subject import Subject, in_double, name_of, shape_of, size, span
+from dpnp_inference.check_model.subject import Subject, in_double, name_of, rows, shape_of, size, span
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def check_values(subject: Subject) -> Iterator[Finding]:
         except Exception as error:  # the user's code
             failures.append(f"{what} ({describe(error)})")
             continue
-        bad = int((~y.isfinite()).flatten(1).any(1).sum())
+        bad = int((~rows(y).isfinite()).any(1).sum())
         if images is wide and 0 < bad < len(wide):
             partly = f"{what} ({bad} of {len(wide)})"
         elif bad:

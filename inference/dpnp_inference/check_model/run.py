@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.check_model.finding import Finding, note, ok, problem
-from dpnp_inference.check_model.subject import TINY, Subject, name_of, real, shape_of, span
+from dpnp_inference.check_model.subject import TINY, Subject, name_of, real, rows, shape_of, span
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.gibbs import START_CALLS
-from dpnp_inference.proximal import ProximalSampler, choose_proximal
+from dpnp_inference.proximal import MarkovKernel, ProximalSampler, TemperedForwardModel, choose_proximal
 from dpnp_inference.randomness import ChainGenerators
 
 FEW = 2  # chains that timings are extrapolated from
@@ -59,7 +59,7 @@ def plausibility(simulated: Tensor, y: Tensor) -> Finding:
         y: ``(*y_shape)``.
     """
     n = len(simulated)
-    entries = torch.cat([simulated, y[None]]).flatten(1).double()
+    entries = rows(torch.cat([simulated, y[None]])).double()
     mean = (entries.sum(0) - entries) / n  # of the others
     variance = ((entries.square().sum(0) - entries.square()) / n - mean.square()).clamp(min=0)
     floor = (1e-2 * float(simulated.double().std())) ** 2 + TINY  # for entries that are always the same
@@ -128,11 +128,13 @@ def _time(subject: Subject, dpnp: DPnP, y: Tensor) -> Finding:
     proximal, draws = _short(dpnp.proximal) if few > SHORT else (dpnp.proximal, 1.0)
     state = proximal.init(dpnp.kernel_model, y, x)
     forward = 0.0
-    couplings = [dpnp.schedule[0], dpnp.schedule[len(dpnp.schedule) // 2], dpnp.schedule[-1]]
-    for eta in couplings:
+    tried = (0, len(dpnp.schedule) // 2, len(dpnp.schedule) - 1)
+    for i in tried:
+        if isinstance(proximal, MarkovKernel):
+            state = proximal.retarget(state, TemperedForwardModel(dpnp.kernel_model, dpnp.powers[i]))
         start = time.perf_counter()
-        state, _, _ = proximal.step(state, x, eta, generator=generator)
-        forward += (time.perf_counter() - start) * draws * len(dpnp.schedule) / len(couplings)
+        state, _, _ = proximal.step(state, x, dpnp.schedule[i], generator=generator)
+        forward += (time.perf_counter() - start) * draws * len(dpnp.schedule) / len(tried)
     forward *= many / few
     network = _seconds(lambda: subject.prior(dpnp.blank(chains), dpnp.schedule[0]))
     calls_for = getattr(dpnp.dds, "calls_for", lambda prior, eta: 10)

@@ -44,6 +44,11 @@ class Subject:
         dds: denoising sampler.
         chains: of the run to come.
         seed: of all random numbers.
+        eta_max: coupling at which the annealing starts, in image units.
+        spread: standard deviation of the pixels.
+        precise: the model in double precision, or itself where that does not work.
+        exact: dtype of the images that it takes.
+        precision: that it really computes in.
     """
 
     prior: Denoiser
@@ -60,8 +65,8 @@ class Subject:
     def __post_init__(self) -> None:
         given = self.annealing.eta_max if isinstance(self.annealing, Annealing) else None
         self.eta_max = min(self.prior.spread, self.prior.sigma_max) if given is None else given
-        self.spread = max(float(self.images.std()), 1e-3 * self.eta_max)  # of the pixels
-        self.precise, self.precision = self._precise()
+        self.spread = max(float(self.images.std()), 1e-3 * self.eta_max)
+        self.precise, self.exact, self.precision = self._precise()
 
     @property
     def operator(self) -> Operator:
@@ -88,8 +93,7 @@ class Subject:
 
     def noisy_images(self, n: int, purpose: int, sigma: float) -> Tensor:
         """Draws with noise of standard deviation ``sigma``, for the precise model, ``(n, C, H, W)``."""
-        dtype = self.images.dtype if self.precise is self.forward_model else torch.float64
-        x = self.images[torch.arange(n) % len(self.images)].to(dtype)
+        x = self.images[torch.arange(n) % len(self.images)].to(self.exact)
         return x + sigma * self.normal(x, purpose)
 
     def special_images(self) -> dict[str, Tensor]:
@@ -109,23 +113,26 @@ class Subject:
         relative = relative.nan_to_num(math.inf, math.inf)
         return float((relative > TOLERANCE[self.images.dtype]).double().mean()), float(relative.max())
 
-    def _precise(self) -> tuple[ForwardModel, torch.dtype]:
-        """The model in double precision, or itself where it has none, and the precision that it really has."""
+    def _precise(self) -> tuple[ForwardModel, torch.dtype, torch.dtype]:
+        """The model in double precision, or itself where that does not work; the dtype of its images; its real precision."""
         model, x = self.forward_model, self.images[:2]
         if x.device.type == "mps":
-            return model, torch.float32
-        x = x.double() + 1e-3 * self.spread * self.normal(
-            x.double(), 1
-        )  # so that they are not in single precision by chance
+            return model, x.dtype, torch.float32
+        step = 1e-3 * self.spread
+        exact = x.double() + step * self.normal(x.double(), 1)  # of which no number is in single precision by chance
         try:
-            double, y = in_double(model, x)
+            double, y = in_double(model, exact)
+            if y.real.dtype != torch.float64:
+                return model, x.dtype, torch.float32
+            with torch.no_grad():
+                changed = rows(double.operator(exact + step)) != rows(y)
         except Exception:  # the user's code; the check of the dtype says what it is
-            return model, x.dtype if x.dtype in TOLERANCE else torch.float32
-        if y.real.dtype != torch.float64:
-            return model, torch.float32
-        parts = real(y)
-        single = (parts.float().double() == parts)[parts != 0]
-        return double, torch.float32 if single.numel() and float(single.double().mean()) > 0.99 else torch.float64
+            return model, x.dtype, x.dtype
+        parts = real(rows(y))
+        rounded = (parts.float().double() == parts) & (parts != 0)
+        # numbers that change with the image, unlike levels, and are all in single precision
+        single = float(changed.double().mean()) > 0.5 and float(rounded.double().mean()) > 0.99
+        return double, torch.float64, torch.float32 if single else torch.float64
 
 
 Check = Callable[[Subject], Iterator[Finding]]
@@ -166,6 +173,11 @@ def draw_images(prior: Denoiser, shape: tuple[int, int, int], n: int, *, seed: i
 def size(v: Tensor) -> float:
     """Euclidean norm of all entries."""
     return float(torch.linalg.vector_norm(v.detach().flatten()))
+
+
+def rows(y: Tensor) -> Tensor:
+    """Measurements ``(B, *y_shape)`` as ``(B, m)``."""
+    return y.reshape(len(y), -1)
 
 
 def real(y: Tensor) -> Tensor:
