@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import yaml
@@ -60,6 +60,18 @@ Precision = Literal["float32", "float64", "bfloat16", "float16"]
 SAME_PAIRS = ("pairs", "batch_size", "device", "output", "overwrite", "trusted_modules")
 
 
+class NamedProximal(Protocol):
+    """A proximal sampler as a class path names it: the parser compares types one by one, and each sampler has a state of its own."""
+
+    def init(self, forward_model: Any, y: Any, x: Any) -> Any:
+        """See :class:`~dpnp_inference.proximal.ProximalSampler`, also for what follows."""
+        ...
+
+    def step(self, state: Any, x: Any, eta: Any, *, generator: Any) -> Any: ...  # noqa: D102
+
+    def select(self, state: Any, index: Any) -> Any: ...  # noqa: D102
+
+
 @dataclass
 class Configuration:
     """A prior, a forward model and a way to sample: what a reconstruction and its check have in common.
@@ -86,7 +98,7 @@ class Configuration:
     operator: Operator | Callable | None = None  # type: ignore[type-arg] # jsonargparse wants it bare
     noise: Noise | None = None
     dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim"
-    proximal: Literal["auto"] | ProximalSampler = "auto"
+    proximal: Literal["auto"] | NamedProximal = "auto"
     annealing: Literal["auto"] | Annealing = "auto"
     population: bool | Population | ReplicaExchange = False
     seed: int = 0
@@ -132,7 +144,7 @@ class Configuration:
             prior,
             forward_model,
             dds=self.dds,
-            proximal=self.proximal,
+            proximal=cast('Literal["auto"] | ProximalSampler', self.proximal),
             annealing=self.annealing,
             population=self.population,
             dtype=self.image_dtype,
@@ -434,7 +446,7 @@ def _check_model(settings: CheckModel, arguments: list[str]) -> None:
         forward_model,
         y,
         images=images,
-        proximal=settings.proximal,
+        proximal=cast('Literal["auto"] | ProximalSampler', settings.proximal),
         annealing=settings.annealing,
         dds=settings.dds,
         chains=settings.chains,

@@ -258,6 +258,39 @@ def test_samplers_take_what_operators_outside_of_pytorch_can_do():
     assert isinstance(sampler(ScipyOperator(sparse.eye_array(4), (1, 2, 2))).proximal, PerturbAndSolve)
 
 
+SAMPLER = """
+class Mine:
+    exact_splitting = False
+
+    def __init__(self, steps: int = 1):
+        self.steps = steps
+
+    def init(self, forward_model, y, x):
+        return x
+
+    def step(self, state, x, eta, *, generator):
+        return state, x, None
+
+    def select(self, state, index):
+        return state[index]
+
+    def split_variance(self, state):
+        return 0.0
+"""
+
+
+@pytest.mark.parametrize("name", ["MALA", "HMC", "EllipticalSlice", "ClosedForm", "PerturbAndSolve", "mine.py:Mine"])
+def test_samplers_are_named_as_well(name):
+    Path("mine.py").write_text(SAMPLER)
+    path = name if ":" in name else f"dpnp_inference.{name}"
+    parser = _parser(Settings)
+    steps = [] if name in ("ClosedForm", "PerturbAndSolve") else ["--proximal.steps=7"]
+    arguments = [_resolve_argument(argument) for argument in ("--proximal", path, *steps)]
+    proximal = parser.instantiate(parser.parse_args(arguments)).proximal
+    assert type(proximal).__name__ == name.split(":")[-1]
+    assert getattr(proximal, "steps", 7) == 7
+
+
 def squared(x):
     return x**2 + x
 
