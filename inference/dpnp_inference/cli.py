@@ -276,7 +276,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser(kind: type[Configuration]) -> ArgumentParser:
-    set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text)))
+    here = Path.cwd()  # the parser goes to the folder of a configuration file while it reads it
+    set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text), here))
     command = " ".join(["dpnp-reconstruct", *(name for name, other in KINDS.items() if other is kind)])
     parser = ArgumentParser(
         prog=command,

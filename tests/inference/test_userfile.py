@@ -219,6 +219,20 @@ def test_a_configuration_names_the_file_as_it_was_given():
     assert hash_user_files(given) != before
 
 
+def test_files_are_looked_for_from_the_working_directory_and_beside_the_configuration():
+    noise = {"class_path": "dpnp_shared.noise.GaussianNoise", "init_args": {"sigma": 0.1}}
+    Path("below").mkdir()
+    Path("below/beside.py").write_text("def A(x):\n    return 3 * x\n")
+    x = torch.ones(1, 1, 4, 4)
+    for name, factor in [("mine.py:double", 2), ("below/beside.py:A", 3), ("beside.py:A", 3)]:
+        Path("below/own.yaml").write_text(json.dumps({"operator": name, "noise": noise}))
+        operator = forward_model(["--config", "below/own.yaml"]).operator
+        assert torch.equal(operator(x), factor * x)
+        assert name_user_files(resolve_user_files(name, Path("below"))) == name.replace("below/", "").replace(
+            "beside", "below/beside"
+        )
+
+
 def test_a_run_with_ones_own_file_can_be_replayed_by_another_process():
     few = {
         "annealing": {"class_path": "dpnp_inference.Annealing", "init_args": {"decay": 1, "constant": 0, "final": 0}}
