@@ -113,10 +113,15 @@ def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -
         ``σ/‖A‖``, infinite for a map whose Jacobian vanishes.
 
     Raises:
-        ValueError: the noise model does not say its resolution.
+        ValueError: the noise model does not say its resolution, or the map's derivative is not finite.
     """
     operator = forward_model.operator
     norm = operator.norm() if isinstance(operator, LinearOperator) else jacobian_norm(operator, prior, blank)
+    if math.isnan(norm):
+        raise ValueError(
+            f"annealing: the derivative of {type(operator).__name__} is not finite at the prior's mean image; give eta_min, or see what "
+            "'dpnp-reconstruct check-model' says"
+        )
     resolution = forward_model.noise.resolution
     if resolution is None:
         raise ValueError(

@@ -389,6 +389,12 @@ def test_a_sampler_that_does_not_fit_is_a_problem():
     assert "eta from 0.3 to 0.1" in finding.message
 
 
+def test_a_derivative_that_is_not_finite_leaves_no_end_of_the_annealing():
+    finding = found(lambda x: (-x.square() - 1).sqrt())["sampler"]
+    assert finding.status == "PROBLEM"
+    assert "not finite at the prior's mean image; give eta_min" in finding.message
+
+
 def test_images_that_do_not_fit_are_a_problem():
     assert has_problem(check_model(PRIOR, ForwardModel(GaussianBlur((3, 6, 4), 1.0), GaussianNoise(0.1))))
 
