@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse import linalg
 from torch import Tensor, nn
 
 
@@ -196,18 +198,27 @@ class LinearOperator(Operator):
         return self.image_shape
 
 
-def as_operator(A: Any) -> Operator:
+def as_operator(A: Any, image_shape: tuple[int, int, int] | None = None) -> Operator:
     """Take an operator, a module or a function where an operator is wanted.
 
     Args:
-        A: an :class:`Operator` (returned as it is), or any module or function that maps ``(B, C, H, W)`` to
-            ``(B, *y_shape)`` (wrapped by :class:`FunctionOperator`).
+        A: an :class:`Operator` (returned as it is); any module or function that maps ``(B, C, H, W)`` to
+            ``(B, *y_shape)`` (wrapped by :class:`FunctionOperator`); or a sparse matrix or linear operator of SciPy
+            (wrapped by :class:`~dpnp_shared.operators.ScipyOperator`).
+        image_shape: ``(C, H, W)``, which the last kind needs.
 
     Raises:
-        TypeError: ``A`` is neither.
+        TypeError: ``A`` is none of them.
+        ValueError: no ``image_shape`` was given for an operator of SciPy.
     """
     if isinstance(A, Operator):
         return A
+    if sparse.issparse(A) or isinstance(A, linalg.LinearOperator):
+        from dpnp_shared.operators.scipy_operator import ScipyOperator  # which needs this module
+
+        if image_shape is None:
+            raise ValueError(f"operator is a {type(A).__name__} of SciPy; give ScipyOperator(A, image_shape=(C, H, W))")
+        return ScipyOperator(A, image_shape)
     if isinstance(A, type) or not callable(A):
         got = f"the class {A.__name__}" if isinstance(A, type) else f"a {type(A).__name__}"
         raise TypeError(f"operator is {got}; allowed are an Operator, an nn.Module or a function A(x)")
