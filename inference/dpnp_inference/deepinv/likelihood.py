@@ -94,8 +94,8 @@ def measurement(y: Any, forward_model: ForwardModel) -> Tensor:
         forward_model: from :func:`from_physics`.
 
     Returns:
-        ``(B, *y_shape)`` or ``(*y_shape)``. The parts of a stack are joined. An infinite entry of log-Poisson data, a count of 0, becomes what
-        :class:`~dpnp_shared.noise.LogPoissonNoise` has for it.
+        ``(B, *y_shape)`` or ``(*y_shape)``. The parts of a stack are joined. An infinite entry of log-Poisson data, a count of 0,
+        becomes what :class:`~dpnp_shared.noise.LogPoissonNoise` has for it.
 
     Raises:
         TypeError: ``y`` is no tensor, and the model no stack's; or the other way round.

@@ -232,12 +232,12 @@ class PhysicsMap(Operator):
 class LinearPhysicsMap(PhysicsMap, LinearOperator):
     r"""A linear ``A``, in the physics' own units.
 
-    ``A_adjoint`` is used where :math:`\langle v, A x\rangle = \langle A^* v, x\rangle` for random x and v, else the transpose is taken by automatic
-    differentiation.
+    ``A_adjoint`` is used where :math:`\langle v, A x\rangle = \langle A^* v, x\rangle` for random x and v, else the transpose is
+    taken by automatic differentiation.
 
-    With the :math:`V` and the singular values s of a ``DecomposablePhysics``, :math:`f(A^T A) = f(0) + V (f(s^2) - f(0)) V^T`, also where V has
-    fewer columns than the image has entries. That holds for any f if :math:`V s^2 V^T` and :math:`V s^4 V^T` are :math:`A^T A` and its
-    square, which is tried.
+    With the :math:`V` and the singular values s of a ``DecomposablePhysics``, :math:`f(A^T A) = f(0) + V (f(s^2) - f(0)) V^T`, also
+    where V has fewer columns than the image has entries. That holds for any f if :math:`V s^2 V^T` and :math:`V s^4 V^T` are
+    :math:`A^T A` and its square, which is tried.
 
     Args:
         physics: a ``LinearPhysics``.
@@ -401,11 +401,13 @@ def known_shape(physics: Physics, image_as: ImageAs) -> tuple[int, int, int] | N
 
 
 def build_physics(description: dict[str, Any], seed: int) -> Physics:
-    """A physics from plain values. (deepinv's constructors do not say enough of their types for a parser.)
+    """A physics from plain values.
+
+    deepinv's constructors do not say enough of their types for a parser.
 
     Args:
-        description: ``class_path`` and ``init_args``. Within the arguments, a list of numbers becomes a tuple; a list of lists, or a ``.npy``
-            path, a float32 tensor; and what has a ``class_path`` is built likewise, by a class or a function.
+        description: ``class_path`` and ``init_args``. Within the arguments, a list of numbers becomes a tuple; a list of lists, or
+            a ``.npy`` path, a float32 tensor; and what has a ``class_path`` is built likewise, by a class or a function.
         seed: of what is drawn meanwhile, by PyTorch's global generator (which is as before afterwards) or by an argument ``rng``.
 
     Returns:
