@@ -1,9 +1,9 @@
 """CT and MRI of real anatomy: a head CT's slices, with a prior trained on other slices of the same head.
 
-The volume is the example of Debian's package ``invesalius-examples`` (108 slices of 256 x 256, 0.96 mm pixels, 1.5 mm apart); nothing
-of it is part of this project. Three blocks of five slices and two neighbours on either side are kept out of the training set, and the middle
-slice of each block is reconstructed. It is one head, so that the figures tell how well the samplers use a prior that fits, not how a
-prior of one patient does on another.
+The volume is the example of Debian's package ``invesalius-examples`` (108 slices of 256 x 256, 0.96 mm pixels, 1.5 mm apart);
+nothing of it is part of this project. Three blocks of five slices and two neighbours on either side are kept out of the training
+set, and the middle slice of each block is reconstructed. It is one head, so that the figures tell how well the samplers use a
+prior that fits, not how a prior of one patient does on another.
 
     apt-get install invesalius-examples
     python benchmarks/head_ct.py prepare                                    # data/head_ct/{train,test}.npy
@@ -64,7 +64,9 @@ def prepare(images: int) -> None:
         theta = torch.stack([mirror * c, -s, 0.08 * u[2], mirror * s, c, 0.08 * u[3]]).reshape(1, 2, 3)
         grid = functional.affine_grid(theta, [1, 1, SIZE, SIZE], align_corners=False)
         z = int(torch.randint(len(train), (), generator=generator))
-        image = functional.grid_sample(train[z : z + 1], grid, mode="bicubic", padding_mode="border", align_corners=False)
+        image = functional.grid_sample(
+            train[z : z + 1], grid, mode="bicubic", padding_mode="border", align_corners=False
+        )
         out[i] = ((image[0, 0].clamp(-1, 1) + 1) / 2 * 65535).round().numpy().astype(np.uint16)
     DATA.mkdir(parents=True, exist_ok=True)
     np.save(DATA / "train.npy", out)

@@ -454,6 +454,8 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path)
         error = "" if posterior.log_evidence_se is None else f" ± {posterior.log_evidence_se:.2f}"
         bias = {population["bias"] for population in record["populations"]}
         print(f"log evidence {posterior.log_evidence:.2f}{error} (bias of the splitting: {', '.join(sorted(bias))})")
+    for warning in record["warnings"]:
+        print(f"warning: {warning}")
     if record["convergence"] is not None:
         print(
             "R-hat {r_hat:.3f}, bulk ESS {ess_bulk:.0f}, tail ESS {ess_tail:.0f} (worst pixel)".format(

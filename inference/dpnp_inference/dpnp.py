@@ -27,7 +27,7 @@ from dpnp_inference.dds import DenoisingSampler, make_dds
 from dpnp_inference.gibbs import Batched, Gibbs, OnSweep, SamplingError, Sweep
 from dpnp_inference.population import Particles, Path, Population, systematic_resampling
 from dpnp_inference.posterior import Posterior
-from dpnp_inference.proximal import ProximalSampler, choose_proximal
+from dpnp_inference.proximal import MarkovKernel, ProximalSampler, TemperedForwardModel, choose_proximal
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_inference.replica_exchange import ReplicaExchange, start_replicas
 from dpnp_shared.denoiser import Denoiser
@@ -38,6 +38,8 @@ __all__ = ["DPnP", "SamplingError", "Sweep", "image_shape_of"]
 
 log = logging.getLogger(__name__)
 
+LEAST_JUMP = 0.01  # at the last coupling, where the likelihood does not dominate, a kernel that mixes has a jump near 1
+MOST_STILL = 0.05  # part of the draws that repeat the one before
 NOT_A_CHAIN = 2**32  # no chain has an index from here on: 2^32 is the simulated measurement's
 
 
@@ -94,6 +96,8 @@ class DPnP:
             prior, self.kernel_model, self.blank(), exact_splitting=self.proximal.exact_splitting
         )
         prior.check_sigma(torch.tensor(self.schedule))
+        tempered = isinstance(self.proximal, MarkovKernel)
+        self.powers = [annealing.power(eta, self.schedule[-1]) if tempered else 1.0 for eta in self.schedule]
 
     @property
     def plan(self) -> str:
@@ -103,7 +107,8 @@ class DPnP:
             return f"a population from the prior to eta = {low:.3g}, in steps that its weights decide"
         if isinstance(self.population, ReplicaExchange):
             return f"replicas between eta = {high:.3g} and {low:.3g}, on a ladder that a small population finds"
-        return f"{len(self.schedule)} iterations, eta from {high:.3g} to {low:.3g}"
+        tempering = f", likelihood's power from {self.powers[0]:.2g} to 1" if self.powers[0] < 1 else ""
+        return f"{len(self.schedule)} iterations, eta from {high:.3g} to {low:.3g}{tempering}"
 
     def blank(self, chains: int = 1) -> Tensor:
         """Zeros ``(chains, C, H, W)`` of the dtype and on the device that sampling uses."""
@@ -161,6 +166,7 @@ class DPnP:
             "dds": repr(self.dds),
             "proximal": repr(self.proximal),
             "schedule": self.schedule,
+            "powers": self.powers,
             "chains": chains,
             "draws": draws,
             "thin": thin,
@@ -168,6 +174,9 @@ class DPnP:
             "seconds": time.perf_counter() - start,
             **record,
         }
+        diagnostics["warnings"] = movement_warnings(diagnostics["proximal"], diagnostics["iterations"])
+        for warning in diagnostics["warnings"]:
+            log.warning("%s", warning)
         posterior = Posterior(samples, diagnostics)
         posterior.diagnostics["convergence"] = posterior.convergence()
         return posterior
@@ -210,14 +219,19 @@ class DPnP:
         self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Independent chains, a batch after the other: draws ``(chains, draws, C, H, W)`` and the record."""
-        schedule = self.schedule + [self.schedule[-1]] * (thin * (draws - 1))
+        more = thin * (draws - 1)
+        schedule, powers = self.schedule + [self.schedule[-1]] * more, self.powers + [1.0] * more
         samples, records = [], []
         for first in range(0, chains, size):
             batch = range(first, min(first + size, chains))
             gibbs = self._gibbs(batch, seed, size, on_sweep, len(schedule))
             x = gibbs.start(self.blank(len(batch)))
-            state, kept = self.proximal.init(self.kernel_model, y, x), []
-            for past, eta in enumerate(schedule, 1 - len(self.schedule)):
+            state, kept, power = self.proximal.init(self.kernel_model, y, x), [], 1.0
+            for past, (eta, target) in enumerate(zip(schedule, powers, strict=True), 1 - len(self.schedule)):
+                if target != power and isinstance(self.proximal, MarkovKernel):
+                    model = self.kernel_model
+                    state = self.proximal.retarget(state, TemperedForwardModel(model, target) if target < 1 else model)
+                    power = target
                 state, x, _ = gibbs.sweep(state, x, eta)
                 if past >= 0 and past % thin == 0:
                     kept.append(x.cpu())
@@ -314,6 +328,37 @@ def image_shape_of(prior: Denoiser, forward_model: ForwardModel) -> tuple[int, i
             f"the operator takes images of shape {shape}, the prior was trained at {prior.image_shape} (C, H, W)"
         )
     return shape
+
+
+def movement_warnings(kernel: str, batches: list[list[dict[str, float]]]) -> list[str]:
+    """What to do about a proximal sampler whose chains hardly move at the last coupling.
+
+    Args:
+        kernel: what it is called.
+        batches: the record of each batch's iterations.
+
+    Returns:
+        One sentence for each trouble; none for a sampler that moves or whose draws are independent.
+    """
+    last = min(row["eta"] for rows in batches for row in rows)
+    rows = [row for rows in batches for row in rows if row["eta"] == last and "jump" in row]
+    if not rows:
+        return []
+    jump, still = (sum(row[name] for row in rows) / len(rows) for name in ("jump", "still"))
+    acceptance = sum(row["acceptance"] for row in rows) / len(rows)
+    non_finite = sum(row["non_finite"] for row in rows) / len(rows)
+    if jump >= LEAST_JUMP and still <= MOST_STILL:
+        return []
+    remedy = (
+        "the likelihood is NaN or zero at most proposals: look at the forward model with 'dpnp-reconstruct check-model'"
+        if non_finite > 0 and acceptance < LEAST_JUMP
+        else "give it more steps (proximal.steps) or a smaller eta_min; for a differentiable model try HMC, for one that is not "
+        "see whether it can be made so; 'dpnp-reconstruct check-model' finds a wrong gradient or scale"
+    )
+    return [
+        f"{kernel} hardly moves at eta = {last:.3g}: a draw goes {jump:.2%} of the way of an independent one, {still:.0%} of the "
+        f"draws stay where they were, acceptance {acceptance:.1%}. The draws do not cover the posterior; {remedy}"
+    ]
 
 
 def _merge(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -105,6 +105,8 @@ class Gibbs:
             row["residual"] = float(info.residual.max())
         if info.non_finite is not None:
             row["non_finite"] = float(info.non_finite.sum())
+        if info.jump is not None:
+            row |= {"jump": float(info.jump.mean()), "still": float((info.jump == 0).double().mean())}
         self.rows.append(row)
         if not bool(torch.isfinite(x).all()):
             broken = [

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.gibbs import Gibbs, SamplingError
+from dpnp_inference.proximal import TemperedForwardModel
 from dpnp_inference.targets import choose_targets
 from dpnp_shared.forward_model import ForwardModel
 
@@ -106,23 +107,6 @@ class Particles(NamedTuple):
     z: Tensor
     log_evidence: float
     record: dict[str, Any]
-
-
-class TemperedForwardModel(ForwardModel):
-    """A forward model whose likelihood is raised to a power.
-
-    Args:
-        forward_model: the model.
-        power: β in [0, 1].
-    """
-
-    def __init__(self, forward_model: ForwardModel, power: float) -> None:
-        super().__init__(forward_model.operator, forward_model.noise)
-        self.power = power
-
-    def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
-        """``β log p(y | x)``; see :meth:`ForwardModel.log_likelihood <dpnp_shared.forward_model.ForwardModel.log_likelihood>`."""
-        return self.power * super().log_likelihood(x, y)
 
 
 class Path:

@@ -17,10 +17,12 @@ class ForwardModel(nn.Module):
     Args:
         operator: an :class:`~dpnp_shared.operators.Operator`, or any module or function that maps images
             ``(B, C, H, W)`` to ``(B, *y_shape)``.
-        noise: the law of ``y`` given the operator's output.
+        noise: the law of ``y`` given the operator's output. It is bound to the operator (see
+            :meth:`~dpnp_shared.noise.Noise.bind`): several measurements of one image may have noise of several kinds.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument is of another kind, or the noise is for another kind of operator.
+        ValueError: the noise does not fit the operator's measurements.
     """
 
     def __init__(self, operator: Operator | nn.Module | Callable[[Tensor], Tensor], noise: Noise) -> None:
@@ -28,7 +30,12 @@ class ForwardModel(nn.Module):
         if not isinstance(noise, Noise):
             raise TypeError(f"noise is a {type(noise).__name__}; allowed is a dpnp_shared.noise.Noise")
         self.operator = as_operator(operator)
-        self.noise = noise
+        self.noise = noise.bind(self.operator)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd gives the gradient of :meth:`log_likelihood` in the image."""
+        return self.operator.differentiable and self.noise.differentiable
 
     @property
     def linear_gaussian(self) -> bool:

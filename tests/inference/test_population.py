@@ -16,7 +16,8 @@ from dpnp_inference import (
     SamplingError,
 )
 from dpnp_inference.metrics import sliced_wasserstein
-from dpnp_inference.population import TemperedForwardModel, conditional_ess, ess, systematic_resampling
+from dpnp_inference.population import conditional_ess, ess, systematic_resampling
+from dpnp_inference.proximal import TemperedForwardModel
 from dpnp_inference.targets import JointTargets, LanczosTargets, SpectralTargets, choose_targets
 from dpnp_shared.analytic import GaussianMixturePrior, GaussianPrior
 from dpnp_shared.forward_model import ForwardModel

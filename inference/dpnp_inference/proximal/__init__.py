@@ -1,7 +1,7 @@
 """Proximal consistency samplers: draw ``z ~ L(z; y) N(z; x, η² I)`` (Xu & Chi 2024, section 3.1)."""
 
 from dpnp_inference.proximal.auto import choose_proximal
-from dpnp_inference.proximal.base import ProximalInfo, ProximalSampler
+from dpnp_inference.proximal.base import MarkovKernel, ProximalInfo, ProximalSampler, TemperedForwardModel
 from dpnp_inference.proximal.closed_form import ClosedForm
 from dpnp_inference.proximal.elliptical_slice import EllipticalSlice
 from dpnp_inference.proximal.hmc import HMC
@@ -13,8 +13,10 @@ __all__ = [
     "MALA",
     "ClosedForm",
     "EllipticalSlice",
+    "MarkovKernel",
     "PerturbAndSolve",
     "ProximalInfo",
     "ProximalSampler",
+    "TemperedForwardModel",
     "choose_proximal",
 ]

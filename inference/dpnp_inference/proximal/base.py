@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from dpnp_shared.forward_model import ForwardModel
 
 
 class ProximalInfo(NamedTuple):
-    """What one draw did.
+    r"""What one draw did.
 
     Attributes:
         forward_calls: evaluations of the forward map (adjoints and gradients count as one each), on the whole batch; where
@@ -20,12 +20,15 @@ class ProximalInfo(NamedTuple):
         residual: relative residual of the linear solve of each chain ``(B,)``; ``None`` where nothing is solved.
         non_finite: proposals of each chain ``(B,)`` that were rejected because the likelihood or its gradient was not
             finite; ``None`` for samplers without proposals.
+        jump: squared distance of each chain ``(B,)`` from the draw before, as a part of what two independent draws from the Gaussian
+            alone would have, :math:`2 \eta^2 d`; ``None`` for samplers whose draws do not depend on the one before.
     """
 
     forward_calls: int
     acceptance: Tensor | None = None
     residual: Tensor | None = None
     non_finite: Tensor | None = None
+    jump: Tensor | None = None
 
 
 class ProximalSampler(Protocol):
@@ -85,3 +88,37 @@ class ProximalSampler(Protocol):
         splitting give 0, and infinity is what a forward map that is 0 everywhere allows.
         """
         ...
+
+
+@runtime_checkable
+class MarkovKernel(ProximalSampler, Protocol):
+    """A proximal sampler whose draw goes on from the one before, so that it mixes slowly where the likelihood is sharp."""
+
+    def retarget(self, state: Any, forward_model: ForwardModel) -> Any:
+        """The same chains under another likelihood, where they adapt anew.
+
+        Args:
+            state: of the draw before.
+            forward_model: gives the likelihood from now on.
+
+        Returns:
+            The state for the next draw.
+        """
+        ...
+
+
+class TemperedForwardModel(ForwardModel):
+    """A forward model whose likelihood is raised to a power.
+
+    Args:
+        forward_model: the model.
+        power: β in [0, 1].
+    """
+
+    def __init__(self, forward_model: ForwardModel, power: float) -> None:
+        super().__init__(forward_model.operator, forward_model.noise)
+        self.power = power
+
+    def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        """``β log p(y | x)``; see :meth:`ForwardModel.log_likelihood <dpnp_shared.forward_model.ForwardModel.log_likelihood>`."""
+        return self.power * super().log_likelihood(x, y)

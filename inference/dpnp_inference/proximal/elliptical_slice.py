@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.proximal.base import ProximalInfo
-from dpnp_inference.proximal.likelihood import as_column
+from dpnp_inference.proximal.likelihood import as_column, jump
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.forward_model import ForwardModel
 
@@ -111,12 +111,17 @@ class EllipticalSlice:
                 searching = searching[rest]
                 theta = low + (high - low) * u[searching, k + 1]
             z, log_l = z_next, log_l_next
-        info = ProximalInfo(math.ceil(evaluations / len(x)), accepted / proposals, None, non_finite)
+        moved = jump(z, state.z, eta)
+        info = ProximalInfo(math.ceil(evaluations / len(x)), accepted / proposals, None, non_finite, moved)
         return state._replace(z=z), z, info
 
     def select(self, state: EllipticalSliceState, index: Tensor) -> EllipticalSliceState:
         """See :class:`ProximalSampler`."""
         return state._replace(z=state.z[index])
+
+    def retarget(self, state: EllipticalSliceState, forward_model: ForwardModel) -> EllipticalSliceState:
+        """See :class:`MarkovKernel`."""
+        return state._replace(forward_model=forward_model)
 
     def split_variance(self, state: EllipticalSliceState) -> float:
         """See :class:`ProximalSampler`; always 0."""

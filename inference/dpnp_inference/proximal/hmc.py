@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.proximal.base import ProximalInfo
-from dpnp_inference.proximal.likelihood import all_finite, as_column, square, value_and_gradient
+from dpnp_inference.proximal.likelihood import all_finite, as_column, jump, square, value_and_gradient
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.forward_model import ForwardModel
 
@@ -136,12 +136,16 @@ class HMC:
         return (
             state._replace(z=z, log_s=log_s, eta=eta),
             z,
-            ProximalInfo(calls, accepted / self.steps, None, non_finite),
+            ProximalInfo(calls, accepted / self.steps, None, non_finite, jump(z, state.z, eta)),
         )
 
     def select(self, state: HMCState, index: Tensor) -> HMCState:
         """See :class:`ProximalSampler`; a chain takes its step size along."""
         return state._replace(z=state.z[index], log_s=state.log_s[index])
+
+    def retarget(self, state: HMCState, forward_model: ForwardModel) -> HMCState:
+        """See :class:`MarkovKernel`; the step sizes are kept and adapted anew."""
+        return state._replace(forward_model=forward_model, eta=float("nan"))
 
     def split_variance(self, state: HMCState) -> float:
         """See :class:`ProximalSampler`; always 0."""

@@ -30,3 +30,8 @@ def square(v: Tensor) -> Tensor:
 def as_column(v: Tensor, x: Tensor) -> Tensor:
     """One number a chain ``(B,)`` as ``(B, 1, …)``, to go with images ``x``."""
     return v.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def jump(z: Tensor, z_before: Tensor, eta: float) -> Tensor:
+    """How far each chain has moved, ``(B,)``; see :attr:`ProximalInfo.jump <dpnp_inference.proximal.ProximalInfo>`."""
+    return square(z - z_before) / (2 * eta**2 * z[0].numel())

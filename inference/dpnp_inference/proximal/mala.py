@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.proximal.base import ProximalInfo
-from dpnp_inference.proximal.likelihood import all_finite, as_column, square, value_and_gradient
+from dpnp_inference.proximal.likelihood import all_finite, as_column, jump, square, value_and_gradient
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.forward_model import ForwardModel
 
@@ -117,12 +117,16 @@ class MALA:
             else:
                 accepted += accept.to(accepted)
                 non_finite += (~finite).to(non_finite)
-        info = ProximalInfo(adapt + self.steps + 1, accepted / self.steps, None, non_finite)
+        info = ProximalInfo(adapt + self.steps + 1, accepted / self.steps, None, non_finite, jump(z, state.z, eta))
         return MALAState(state.forward_model, state.y, z, log_s, eta), z, info
 
     def select(self, state: MALAState, index: Tensor) -> MALAState:
         """See :class:`ProximalSampler`; a chain takes its step size along."""
         return state._replace(z=state.z[index], log_s=state.log_s[index])
+
+    def retarget(self, state: MALAState, forward_model: ForwardModel) -> MALAState:
+        """See :class:`MarkovKernel`; the step sizes are kept and adapted anew."""
+        return state._replace(forward_model=forward_model, eta=float("nan"))
 
     def split_variance(self, state: MALAState) -> float:
         """See :class:`ProximalSampler`; always 0."""

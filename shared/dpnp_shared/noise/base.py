@@ -8,6 +8,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from dpnp_shared.operators.base import Operator, array_argument
+
+Entries = float | list[float] | str | Tensor  # a number, or one an entry of the measurement; see entries_argument
+
 
 class Noise(nn.Module, ABC):
     r"""The law :math:`p(y \mid \bar y)` of a measurement given its noiseless value :math:`\bar y = A(x)`.
@@ -51,8 +55,19 @@ class Noise(nn.Module, ABC):
 
         Returns:
             ``(B,)``, summed in float64 where the device has it: samplers need small differences of large
-            sums.
+            sums. Minus infinity where ``clean`` is outside of what the model allows, which samplers reject.
         """
+
+    def bind(self, operator: Operator) -> Noise:
+        """The noise model of an operator's measurements, as a forward model holds it.
+
+        Args:
+            operator: gives the noiseless measurements.
+
+        Returns:
+            The model itself, or a copy that knows what it has to know of the operator.
+        """
+        return self
 
 
 def match(y: Tensor, clean: Tensor) -> Tensor:
@@ -146,3 +161,47 @@ def positive(value: float, name: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} = {value}; allowed is a positive number")
     return value
+
+
+def entries_argument(value: Entries, name: str, *, zero: bool = False) -> Tensor:
+    """A parameter that is positive, or not negative: a number, or one an entry of the measurement.
+
+    Args:
+        value: a number, a tensor, a list, or the path of a ``.npy`` file.
+        name: the argument's name, for errors.
+        zero: whether 0 is allowed.
+
+    Returns:
+        A tensor in float64, 0-d or to be spread over the entries by :func:`spread`.
+
+    Raises:
+        ValueError: it holds no entry, or one that is out of range or not finite.
+    """
+    parameter = array_argument(value, name)
+    if not parameter.numel():
+        raise ValueError(f"{name} has shape {tuple(parameter.shape)}; it must hold at least one entry")
+    least = float(parameter.min())
+    if least < 0 or (least == 0 and not zero):
+        raise ValueError(f"{name} = {least}; allowed are {'numbers of at least 0' if zero else 'positive numbers'}")
+    return parameter
+
+
+def spread(parameter: Tensor, like: Tensor, name: str) -> Tensor:
+    """A parameter for measurements ``(B, *y_shape)``; never one that would broadcast them to more entries.
+
+    Args:
+        parameter: 0-d, or one an entry.
+        like: measurements or noiseless values ``(B, *y_shape)``.
+        name: the argument's name, for errors.
+
+    Returns:
+        The parameter in the real dtype of ``like``; it broadcasts to ``y_shape``.
+
+    Raises:
+        ValueError: it does not broadcast to ``y_shape``.
+    """
+    shape, y_shape = tuple(parameter.shape), tuple(like.shape[1:])
+    tail = y_shape[len(y_shape) - len(shape) :]
+    if len(shape) > len(y_shape) or any(s not in (1, n) for s, n in zip(shape, tail, strict=True)):
+        raise ValueError(f"{name} has shape {shape}; it must broadcast to measurements of shape {y_shape}")
+    return parameter.to(like.real.dtype)

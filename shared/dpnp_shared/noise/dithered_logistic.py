@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpnp_shared.noise.base import Noise, drawing_device, match, positive, sum_entries
+from dpnp_shared.noise.base import Noise, check_real, drawing_device, match_real, positive, sum_entries
 
 
 class DitheredLogisticNoise(Noise):
@@ -33,7 +33,7 @@ class DitheredLogisticNoise(Noise):
 
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw bits ±1, with the dtype of ``clean``; see :meth:`Noise.sample`."""
-        device = drawing_device(clean, generator)
+        device = drawing_device(check_real(clean, "clean"), generator)
         u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype, device=device).to(clean.device)
         return 2 * (u < torch.sigmoid(clean / self.scale)).to(clean.dtype) - 1
 
@@ -41,10 +41,11 @@ class DitheredLogisticNoise(Noise):
         r""":math:`\sum \log \mathrm{sigmoid}(y \bar y / s)`; see :meth:`Noise.log_prob`.
 
         Raises:
+            TypeError: ``y`` or ``clean`` is complex.
             ValueError: an entry of ``y`` is neither -1 nor +1, or the shapes do not fit.
         """
-        y = match(y, clean)
+        y, clean = match_real(y, clean)
         bad = y[(y != 1) & (y != -1)]
         if bad.numel():
             raise ValueError(f"y holds {bad.numel()} entries like {bad[0].item()}; allowed are -1 and +1")
-        return sum_entries(functional.logsigmoid(y.to(clean.dtype) * clean / self.scale))
+        return sum_entries(functional.logsigmoid(y * clean / self.scale))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpnp_shared.noise.base import Noise, drawing_device, match, sum_entries
+from dpnp_shared.noise.base import Entries, Noise, drawing_device, entries_argument, match, spread, sum_entries
 from dpnp_shared.operators.base import array_argument
 
 
@@ -38,16 +38,13 @@ class GaussianNoise(Noise):
 
     def __init__(
         self,
-        sigma: float | list[float] | str | Tensor | None = None,
+        sigma: Entries | None = None,
         covariance: list[list[float]] | str | Tensor | None = None,
     ) -> None:
         super().__init__()
         if (sigma is None) == (covariance is None):
             raise TypeError(f"give either sigma or covariance, got sigma = {sigma} and covariance = {covariance}")
-        std = None if sigma is None else array_argument(sigma, "sigma")
-        if std is not None and not bool((std > 0).all()):
-            raise ValueError(f"sigma = {float(std.min())}; allowed are positive numbers")
-        self.register_buffer("sigma", std)
+        self.register_buffer("sigma", None if sigma is None else entries_argument(sigma, "sigma"))
         self.register_buffer("cholesky", None if covariance is None else _cholesky(covariance))
 
     @property
@@ -136,14 +133,10 @@ class GaussianNoise(Noise):
         return flat
 
     def _std(self, r: Tensor) -> Tensor:
-        """``sigma`` for ``r`` ``(B, *y_shape)``; never one that would broadcast ``r`` to more entries."""
+        """``sigma`` for ``r`` ``(B, *y_shape)``."""
         if self.sigma is None:
             raise RuntimeError("this GaussianNoise has a covariance instead of sigma")
-        shape, y_shape = tuple(self.sigma.shape), tuple(r.shape[1:])
-        tail = y_shape[len(y_shape) - len(shape) :]
-        if len(shape) > len(y_shape) or any(s not in (1, n) for s, n in zip(shape, tail, strict=True)):
-            raise ValueError(f"sigma has shape {shape}; it must broadcast to measurements of shape {y_shape}")
-        return self.sigma.to(r.real.dtype)
+        return spread(self.sigma, r, "sigma")
 
 
 def _cholesky(covariance: list[list[float]] | str | Tensor) -> Tensor:
