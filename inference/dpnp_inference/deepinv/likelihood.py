@@ -40,6 +40,7 @@ def from_physics(
     physical_range: tuple[float, float] = (0.0, 1.0),
     noise: Noise | None = None,
     clamp: bool | None = None,
+    background: float = 0.0,
     image_as: ImageAs = "auto",
     arguments: dict[str, Any] | None = None,
 ) -> ForwardModel:
@@ -68,6 +69,9 @@ def from_physics(
         noise: the law of the measurement given ``physics.A(x)``, to take the place of the physics' own.
         clamp: replace physical values beyond the first end of ``physical_range`` by it; by default where the physics counts photons, of
             which there cannot be fewer than none.
+        background: photons that an entry counts without any signal. deepinv's Poisson laws have none, so that an image that is
+            dark where a photon was counted is impossible, and a chain that starts there may hardly find a way out; a hundredth of a photon
+            or a tenth help.
         image_as: how the physics takes an image.
         arguments: of ``physics.A`` and ``physics.A_adjoint``.
 
@@ -82,7 +86,7 @@ def from_physics(
     if clamp is None:
         clamp = noise is None and any(type(part.noise_model) in COUNTS for part in _parts(physics))
     operator = PhysicsOperator(physics, image_shape, value_range, physical_range, clamp, image_as, arguments)
-    law = _law(physics, operator.operator) if noise is None else noise
+    law = _law(physics, operator.operator, background) if noise is None else noise
     return ForwardModel(operator, law).to(device_of(operator))
 
 
@@ -157,12 +161,12 @@ def _parts(physics: Physics) -> list[Physics]:
     return list(physics.physics_list) if isinstance(physics, StackedPhysics) else [physics]
 
 
-def _law(physics: Physics, operator: Operator) -> Noise:
+def _law(physics: Physics, operator: Operator, background: float) -> Noise:
     """The likelihood of a physics' noise."""
     if isinstance(operator, Stack):
         _check_measuring(physics, (Physics.forward,), (StackedPhysics.noise,), (StackedPhysics.sensor,))
         parts = [A for A in operator.operators if isinstance(A, Operator)]
-        return JointNoise([_law(part, A) for part, A in zip(physics.physics_list, parts, strict=True)])
+        return JointNoise([_law(part, A, background) for part, A in zip(physics.physics_list, parts, strict=True)])
     _check_measuring(physics, FORWARD, NOISE, (Physics.sensor,))
     if not _is_identity(physics.sensor_model):
         raise TypeError(
@@ -173,14 +177,14 @@ def _law(physics: Physics, operator: Operator) -> Noise:
         return GaussianNoise(_level(law, "sigma") / (math.sqrt(2) if _is_complex(operator) else 1))
     if kind is theirs.PoissonNoise:
         gain = _level(law, "gain")
-        counts = PoissonNoise(1 / gain)
+        counts = PoissonNoise(1 / gain, background)
         scale = gain if bool(law.normalize) else 1.0
         return ScaledNoise(counts, scale, law.clip_positive) if scale != 1 or law.clip_positive else counts
     if kind is theirs.PoissonGaussianNoise:
         gain = max(_level(law, "gain"), float(law.min_gain))
         if _level(law, "sigma") == 0:
-            return ScaledNoise(PoissonNoise(1 / gain), gain, law.clip_positive)
-        sensor = PoissonGaussianNoise(gain, _level(law, "sigma"))
+            return ScaledNoise(PoissonNoise(1 / gain, background), gain, law.clip_positive)
+        sensor = PoissonGaussianNoise(gain, _level(law, "sigma"), background)
         return ScaledNoise(sensor, 1.0, True) if law.clip_positive else sensor
     if kind is theirs.LogPoissonNoise:
         return LogPoissonNoise(_level(law, "N0"), mu=_level(law, "mu"))

@@ -80,9 +80,10 @@ class DPnPReconstructor(models.Reconstructor):  # type: ignore[misc]  # deepinv 
         seed: not negative.
         batch_size: images in a network call; all by default.
         image_shape: ``(C, H, W)`` of the images; by default the physics' ``img_size``, else what the prior was trained at.
-        physical_range: see :func:`from_physics`, as the next three.
+        physical_range: see :func:`from_physics`, as the next four.
         noise: the law of the measurement given ``physics.A(x)``, to take the place of the physics' own.
         clamp: replace physical values beyond the first end of ``physical_range`` by it.
+        background: photons that an entry counts without any signal.
         image_as: how the physics takes an image.
         dds: see :class:`~dpnp_inference.dpnp.DPnP`, as the next four.
         proximal: proximal sampler.
@@ -105,6 +106,7 @@ class DPnPReconstructor(models.Reconstructor):  # type: ignore[misc]  # deepinv 
         physical_range: tuple[float, float] = (0.0, 1.0),
         noise: Noise | None = None,
         clamp: bool | None = None,
+        background: float = 0.0,
         image_as: ImageAs = "auto",
         dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim",
         proximal: Literal["auto"] | ProximalSampler = "auto",
@@ -121,6 +123,7 @@ class DPnPReconstructor(models.Reconstructor):  # type: ignore[misc]  # deepinv 
             "physical_range": physical_range,
             "noise": noise,
             "clamp": clamp,
+            "background": background,
             "image_as": image_as,
         }
         self.settings: dict[str, Any] = {
