@@ -18,7 +18,7 @@ from deepinv import physics as theirs
 from deepinv.utils import TensorList
 from torch import Tensor
 
-from dpnp_inference import PerturbAndSolve
+from dpnp_inference import Annealing, PerturbAndSolve
 from dpnp_inference.deepinv import DeepinvDenoiser, DPnPReconstructor, PhysicsOperator, from_physics, measurement
 from dpnp_inference.deepinv.physics import build_physics
 from dpnp_inference.proximal import ClosedForm
@@ -109,13 +109,12 @@ def any_case(request: pytest.FixtureRequest):
 
 @pytest.fixture(params=LINEAR)
 def linear_case(request: pytest.FixtureRequest):
-    """A linear physics, the linear part of its operator, the image's shape, and whether singular values are used."""
+    """The linear part of a physics' operator, the image's shape, and whether singular values are used."""
     torch.manual_seed(0)
     build, shape, diagonal = LINEAR[request.param]
-    physics = build()
-    linear = PhysicsOperator(physics, shape).linear_part
+    linear = PhysicsOperator(build(), shape).linear_part
     assert linear is not None
-    return physics, linear, shape, diagonal
+    return linear, shape, diagonal
 
 
 def flat(y: Tensor | TensorList) -> Tensor:
@@ -180,7 +179,7 @@ def test_operator_is_the_physics_in_our_units_and_leaves_it_alone(any_case):
 
 
 def test_linear_part_and_adjoint(linear_case):
-    physics, linear, shape, _ = linear_case
+    linear, shape, _ = linear_case
     for dtype, exact in ((torch.float32, 1e-5), (torch.float64, 1e-6)):
         x = normal(3, *shape, dtype=dtype)
         y = linear(x)
@@ -199,7 +198,7 @@ def test_linear_part_and_adjoint(linear_case):
 
 
 def test_functions_of_the_gram_matrix(linear_case):
-    _, linear, shape, diagonal = linear_case
+    linear, shape, diagonal = linear_case
     assert linear.has_gram_function == diagonal
     x = normal(2, *shape)
     if not diagonal:
@@ -401,14 +400,14 @@ def test_their_prox_of_perturbed_data_is_a_draw(case):
 
 def test_a_wrong_adjoint_is_not_used(caplog):
     class Wrong(theirs.LinearPhysics):
-        def A(self, x, **_):
+        def A(self, x, **_):  # noqa: N802
             return x[:, :, 1:] - 2 * x[:, :, :-1]
 
-        def A_adjoint(self, y, **_):
+        def A_adjoint(self, y, **_):  # noqa: N802
             return torch.nn.functional.pad(y, (0, 0, 0, 1))
 
     class Failing(Wrong):
-        def A_adjoint(self, y, **_):
+        def A_adjoint(self, y, **_):  # noqa: N802
             raise NotImplementedError("not today")
 
     y = normal(2, 1, 3, 4)
@@ -429,10 +428,10 @@ class Numpy(theirs.LinearPhysics):
         super().__init__()
         self.matrix, self.factor = np.random.default_rng(0).normal(size=(3, 8)).astype("float32"), factor
 
-    def A(self, x, **_):
+    def A(self, x, **_):  # noqa: N802
         return torch.from_numpy(x.detach().numpy().reshape(len(x), -1) @ self.matrix.T)
 
-    def A_adjoint(self, y, **_):
+    def A_adjoint(self, y, **_):  # noqa: N802
         return torch.from_numpy(self.factor * y.detach().numpy() @ self.matrix).reshape(-1, 1, 2, 4)
 
 
@@ -643,27 +642,26 @@ def test_denoiser_in_their_algorithms():
     shape = (1, 6, 6)
     prior = random_gaussian(shape)
     u = (prior.sample(2, generator=seeded()) + 1) / 2
-    physics = theirs.Inpainting(shape, mask=0.7, rng=seeded(), noise_model=theirs.GaussianNoise(0.02, rng=seeded()))
+    physics = theirs.Inpainting(shape, mask=0.7, rng=seeded(), noise_model=theirs.GaussianNoise(0.1, rng=seeded()))
     y = physics(u)
     denoiser = DeepinvDenoiser(prior)
     mean = torch.stack([from_posterior(prior, physics, shape, y_i).mean for y_i in y])
     mean = (mean.reshape(2, *shape) + 1) / 2
 
-    # plug and play with an exact denoiser, iterated: gradient steps on the data and denoising at their size
+    # plug and play with the denoiser of a Gaussian prior at the noise of the data ends at the posterior mean
     model = deepinv.optim.PGD(
-        prior=deepinv.optim.PnP(denoiser), data_fidelity=deepinv.optim.L2(), stepsize=1.0, g_param=0.02, max_iter=60
+        prior=deepinv.optim.PnP(denoiser), data_fidelity=deepinv.optim.L2(), stepsize=1.0, g_param=0.1, max_iter=400
     )
     with torch.no_grad():
-        found = model(y, physics)
-    assert float((found - mean).abs().mean()) < 0.05 * float((y - mean).abs().mean())
+        torch.testing.assert_close(model(y, physics), mean.float(), rtol=0, atol=1e-3)
 
     torch.manual_seed(0)
-    sampler = deepinv.sampling.DiffPIR(denoiser, deepinv.optim.L2(), sigma=0.02, max_iter=40, lambda_=7.0)
+    sampler = deepinv.sampling.DiffPIR(denoiser, deepinv.optim.L2(), sigma=0.1, max_iter=40)
     draw = sampler(y.float(), physics)
-    assert float((draw - u).square().mean()) < 0.3 * float((y - u).square().mean())
-    dps = deepinv.sampling.DPS(denoiser, num_steps=100)
-    draw = dps(y.float(), physics, seed=0)
-    assert float((draw - u).square().mean()) < 0.3 * float((y - u).square().mean())
+    assert float((draw - u).square().mean()) < 0.5 * float((y - u).square().mean())
+    dps = deepinv.sampling.DPS(denoiser, num_steps=100, rng=seeded())
+    draw = dps(y.float(), physics)
+    assert float((draw - u).square().mean()) < 0.5 * float((y - u).square().mean())
 
 
 def from_posterior(prior: GaussianPrior, physics, shape: tuple[int, int, int], y: Tensor):
@@ -682,7 +680,7 @@ RECONSTRUCTIONS = {
 
 @pytest.mark.parametrize("case", RECONSTRUCTIONS)
 def test_reconstructor_gives_the_exact_posterior(case):
-    shape, n = (1, 3, 4), 800
+    shape, n = (1, 3, 4), 400
     prior, physics = random_gaussian(shape, (0, 2)), RECONSTRUCTIONS[case]()
     torch.manual_seed(0)
     y = physics(prior.sample(2, generator=seeded(1)) / 2)
@@ -709,7 +707,7 @@ def test_reconstructor_seeds_and_arguments():
     prior, physics = random_gaussian(shape), theirs.Blur(padding="circular", noise_model=theirs.GaussianNoise(0.3))
     filters = torch.cat([FILTER, FILTER.flip(-1)])
     y = torch.cat([theirs.Blur(filter=k[None], padding="circular").A(uniform(1, *shape)) for k in filters])
-    model = DPnPReconstructor(prior, chains=3, image_shape=shape)
+    model = DPnPReconstructor(prior, chains=3, image_shape=shape, annealing=Annealing(constant=0, decay=2, final=0))
     means = model(y, physics, filter=filters)
     assert means.shape == (2, *shape)
     torch.testing.assert_close(means[:1], model(y[:1], physics, filter=filters[:1]), rtol=0, atol=1e-5)
@@ -722,7 +720,7 @@ def test_reconstructor_seeds_and_arguments():
     assert not torch.equal(first[1].samples, other[1].samples)
     twice = model(torch.cat([y[:1], y[:1]]), physics, filter=FILTER)
     assert not torch.equal(twice[0], twice[1])  # randomness of its own
-    with pytest.raises(ValueError, match="{'filter': 2} rows and there are 1"):
+    with pytest.raises(ValueError, match=r"'filter': 2\} rows and there are 1"):
         model(y[:1], physics, filter=filters)
     with pytest.raises(ValueError, match="no measurement"):
         model(y[:0], physics, filter=FILTER)
@@ -801,6 +799,7 @@ def test_command_line_refuses_in_one_message(tmp_path, monkeypatch):
 def test_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "deepinv.md").read_text()
+    monkeypatch.setattr("dpnp_inference.dpnp.Annealing", lambda: Annealing(constant=0, decay=1, final=0))  # for speed
     names: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 3

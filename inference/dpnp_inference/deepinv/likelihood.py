@@ -237,7 +237,8 @@ def _level(noise_model: nn.Module, name: str) -> float:
 def _is_complex(operator: Operator) -> bool:
     assert operator.image_shape is not None
     with torch.no_grad():
-        return operator(torch.zeros(1, *operator.image_shape, device=device_of(operator))).is_complex()
+        y: Tensor = operator(torch.zeros(1, *operator.image_shape, device=device_of(operator)))
+    return y.is_complex()
 
 
 def _encode(y: Tensor, noise: Noise) -> Tensor:

@@ -149,7 +149,7 @@ class DPnPReconstructor(models.Reconstructor):  # type: ignore[misc]  # deepinv 
             ValueError: the physics, an argument or a measurement does not fit.
             TypeError: the physics' noise has no likelihood here.
         """
-        return self._means(self.posteriors(y, physics, **arguments), y)
+        return self._means(self.posteriors(y, physics, None, **arguments), y)
 
     def sample(self, y: Any, physics: Physics, seed: int | None = None, **arguments: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior means and variances, as deepinv's samplers give them.

@@ -225,7 +225,7 @@ class PhysicsMap(Operator):
         self._copies = {}
         super()._apply(_keeping_complex(fn), recurse)  # type: ignore[no-untyped-call]
         for module in _hidden_modules(self.physics):
-            module._apply(_keeping_complex(fn))
+            module._apply(_keeping_complex(fn))  # type: ignore[no-untyped-call]
         return self
 
 
@@ -392,7 +392,7 @@ def check_physics(physics: Any) -> Physics:
 
 def known_shape(physics: Physics, image_as: ImageAs) -> tuple[int, int, int] | None:
     """Shape of the images by the ``img_size`` of a physics, where that is ``(C, H, W)``; a pair is one channel."""
-    size = getattr(physics, "img_size", None)
+    size = getattr(physics, "img_size", None) or getattr(physics, "imsize", None)  # the latter of Downsampling
     if isinstance(size, tuple | list) and len(size) == 3:
         c, h, w = check_image_shape(size)
         return (1, h, w) if image_as == "pair" else (c, h, w)
