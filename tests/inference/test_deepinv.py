@@ -429,10 +429,10 @@ class Numpy(theirs.LinearPhysics):
         self.matrix, self.factor = np.random.default_rng(0).normal(size=(3, 8)).astype("float32"), factor
 
     def A(self, x, **_):  # noqa: N802
-        return torch.from_numpy(x.detach().numpy().reshape(len(x), -1) @ self.matrix.T)
+        return torch.from_numpy(x.numpy().reshape(len(x), -1) @ self.matrix.T)
 
     def A_adjoint(self, y, **_):  # noqa: N802
-        return torch.from_numpy(self.factor * y.detach().numpy() @ self.matrix).reshape(-1, 1, 2, 4)
+        return torch.from_numpy(self.factor * y.numpy() @ self.matrix).reshape(-1, 1, 2, 4)
 
 
 def test_a_physics_outside_of_pytorch_has_the_gradient_of_its_adjoint():
@@ -449,7 +449,7 @@ def test_a_physics_outside_of_pytorch_has_the_gradient_of_its_adjoint():
     torch.testing.assert_close(forwards, step.flatten(1) @ A.T / 2, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"Numpy.A_adjoint is not the transpose.*no transpose of A"):
         PhysicsOperator(Numpy(2.0), (1, 2, 4))
-    values_only = theirs.Physics(A=lambda x: torch.from_numpy(x.detach().numpy() ** 2))
+    values_only = theirs.Physics(A=lambda x: torch.from_numpy(x.numpy() ** 2))
     assert not PhysicsOperator(values_only, (1, 2, 4)).differentiable
 
 
@@ -656,12 +656,19 @@ def test_denoiser_in_their_algorithms():
         torch.testing.assert_close(model(y, physics), mean.float(), rtol=0, atol=1e-3)
 
     torch.manual_seed(0)
-    sampler = deepinv.sampling.DiffPIR(denoiser, deepinv.optim.L2(), sigma=0.1, max_iter=40)
-    draw = sampler(y.float(), physics)
+    draw = deepinv.sampling.DiffPIR(denoiser, deepinv.optim.L2(), sigma=0.1, max_iter=40)(y.float(), physics)
     assert float((draw - u).square().mean()) < 0.5 * float((y - u).square().mean())
-    dps = deepinv.sampling.DPS(denoiser, num_steps=100, rng=seeded())
-    draw = dps(y.float(), physics)
-    assert float((draw - u).square().mean()) < 0.5 * float((y - u).square().mean())
+
+
+def test_their_diffusion_with_our_denoiser_draws_from_the_prior():
+    shape, n = (1, 3, 4), 1000
+    prior = random_gaussian(shape, (0, 3))
+    flow = deepinv.sampling.DPS(
+        DeepinvDenoiser(prior, (0, 3)), num_steps=200, weight=0.0, solver="euler", alpha=0.0, rng=seeded()
+    )
+    draws = flow(torch.zeros(n, *shape), theirs.Denoising(theirs.GaussianNoise(0.1))).flatten(1).double()
+    C = (prior.eigenvectors * prior.eigenvalues) @ prior.eigenvectors.T
+    assert_normal(draws, prior.mean / 3, C / 9)
 
 
 def from_posterior(prior: GaussianPrior, physics, shape: tuple[int, int, int], y: Tensor):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from deepinv.physics import DecomposablePhysics, Inpainting, LinearPhysics, Physics, StackedPhysics
+from deepinv.physics import DecomposablePhysics, Inpainting, LinearPhysics, Physics, StackedPhysics, ZeroNoise
 from torch import Tensor, nn
 
 from dpnp_shared.operators import LinearOperator, Operator, PhysicalUnits, Stack
@@ -72,7 +72,11 @@ class PhysicsOperator(PhysicalUnits):
         arguments: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        physics = build_physics(physics, seed) if isinstance(physics, dict) else check_physics(physics)
+        if isinstance(physics, dict):
+            physics = build_physics(physics, seed)
+            if not isinstance(physics.noise_model, ZeroNoise):
+                log.info("the noise of %s is not looked at, but the noise given beside it", type(physics).__name__)
+        check_physics(physics)
         shape = known_shape(physics, image_as) if image_shape is None else check_image_shape(image_shape)
         if shape is None:
             raise ValueError(
@@ -176,7 +180,7 @@ class PhysicsMap(Operator):
         """Random images ``(TRIALS, C, H, W)``, uniform in [0, 1]."""
         shape = (TRIALS, *(self.image_shape or ()))
         images = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return images.to(device=device_of(self), dtype=dtype)
+        return images.to(dtype).to(device_of(self))
 
     @torch.no_grad()
     def _try(self) -> None:
@@ -371,7 +375,7 @@ class _LinearMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.maps = linear, adjoint
-        return linear(x)
+        return linear(x.detach())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -517,8 +521,8 @@ def _square(mask: Any) -> Tensor:
 
 
 def _rows(value: Tensor) -> Tensor:
-    """``(B, n)`` in double precision."""
-    return value.flatten(1).to(torch.complex128 if value.is_complex() else torch.float64)
+    """``(B, n)`` in double precision, on the CPU, since not every device has it."""
+    return value.flatten(1).cpu().to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
