@@ -33,7 +33,7 @@ from dpnp_inference.calibration import assess, draw_calibration
 from dpnp_inference.check import PairProgress, PairStore, Truths, check_pairs
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import DPnP, SamplingError
-from dpnp_inference.files import MARKER, check_output, read_image, read_tensor, save_array, to_image_units
+from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.population import Population
 from dpnp_inference.posterior import Posterior
@@ -139,7 +139,8 @@ class Reconstruction(Configuration):
     """Draw from the posterior of an image and write the run's folder.
 
     Args:
-        measurement: the measurement, a .npy, .npz, .pt or image file. Give this or ``image``.
+        measurement: the measurement, a .npy, .npz, .pt or image file; or a list of files, one for each operator of a Stack. Give this
+            or ``image``.
         image: a clean image (the same kinds of file) from which a measurement is simulated; its reconstruction is scored.
         chains: independent chains.
         draws: draws of each chain.
@@ -150,7 +151,7 @@ class Reconstruction(Configuration):
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
     """
 
-    measurement: str | None = None
+    measurement: str | list[str] | None = None
     image: str | None = None
     chains: int = 39
     draws: int = 1
@@ -277,7 +278,7 @@ def _reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: li
         y = forward_model.simulate(truth[None], generator=generator)[0]
     else:
         assert settings.measurement is not None
-        y = to_image_units(read_tensor(settings.measurement, settings.key), card)
+        y = read_measurement(settings.measurement, settings.key, forward_model, card)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
     with ProgressBar() as progress:
         posterior = dpnp.sample(

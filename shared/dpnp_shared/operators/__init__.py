@@ -1,6 +1,7 @@
 """Forward operators ``A`` of measurements ``y = A(x)`` + noise, one file a kind."""
 
 from dpnp_shared.operators.base import FunctionOperator, LinearOperator, Operator, as_operator
+from dpnp_shared.operators.beer_lambert import BeerLambert
 from dpnp_shared.operators.bicubic import BicubicSuperResolution
 from dpnp_shared.operators.blur import CircularConvolution, GaussianBlur, KernelBlur, MotionBlur
 from dpnp_shared.operators.coded_diffraction import CodedDiffraction
@@ -16,9 +17,11 @@ from dpnp_shared.operators.physical_units import Identity, PhysicalUnits, Scaled
 from dpnp_shared.operators.ptychography import Ptychography
 from dpnp_shared.operators.quantisation import DitheredQuantisation
 from dpnp_shared.operators.super_resolution import SuperResolution
+from dpnp_shared.operators.tomography import FanBeamCT, ParallelBeamCT, RayTransform
 from dpnp_shared.operators.uniform_quantisation import Quantisation
 
 __all__ = [
+    "BeerLambert",
     "BicubicSuperResolution",
     "BoxInpainting",
     "CircularConvolution",
@@ -27,6 +30,7 @@ __all__ = [
     "CompressedSensing",
     "Convolution",
     "DitheredQuantisation",
+    "FanBeamCT",
     "FunctionOperator",
     "GaussianBlur",
     "HighDynamicRange",
@@ -40,11 +44,13 @@ __all__ = [
     "MotionBlur",
     "NonlinearBlur",
     "Operator",
+    "ParallelBeamCT",
     "PhaseRetrieval",
     "PhysicalUnits",
     "Ptychography",
     "Quantisation",
     "RandomInpainting",
+    "RayTransform",
     "Scaled",
     "Stack",
     "SuperResolution",

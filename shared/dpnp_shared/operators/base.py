@@ -65,14 +65,16 @@ class Operator(nn.Module, ABC):
         return None
 
     def _check_image(self, x: Tensor) -> None:
-        """Refuse images of another shape than ``image_shape``.
+        """Refuse images of another shape than ``image_shape``, and a batch of none.
 
         Raises:
             ValueError: names both shapes.
         """
-        if self.image_shape is not None and (x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape):
+        if self.image_shape is not None and (x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape or not len(x)):
             c, h, w = self.image_shape
-            raise ValueError(f"x has shape {tuple(x.shape)}; {type(self).__name__} takes images (B, {c}, {h}, {w})")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; {type(self).__name__} takes images (B, {c}, {h}, {w}), B > 0"
+            )
 
 
 class FunctionOperator(Operator):
