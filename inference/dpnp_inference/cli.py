@@ -219,7 +219,7 @@ class CheckModel(Configuration):
         output: is for a reconstruction; nothing else is written here.
     """
 
-    measurement: str | None = None
+    measurement: str | list[str] | None = None
     image: str | None = None
     index: int = 0
     key: str | None = None
