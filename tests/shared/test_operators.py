@@ -8,10 +8,12 @@ import inspect
 import io
 import math
 import pickle
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 import yaml
 from jsonargparse import ArgumentParser
@@ -20,32 +22,50 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpnp_shared import operators
 from dpnp_shared.operators import (
+    MRI,
+    BeerLambert,
     BicubicSuperResolution,
     BoxInpainting,
     CircularConvolution,
+    ClosurePhases,
     CodedDiffraction,
     Compose,
     CompressedSensing,
     Convolution,
     DitheredQuantisation,
+    ExternalProgram,
+    FanBeamCT,
     FunctionOperator,
     GaussianBlur,
     HighDynamicRange,
+    Identity,
     Inpainting,
     KernelBlur,
     LinearCompose,
     LinearOperator,
     LinearStack,
+    LogClosureAmplitudes,
     MatrixOperator,
     MotionBlur,
+    NonCartesianMRI,
     NonlinearBlur,
+    NumpyOperator,
     Operator,
+    ParallelBeamCT,
     PhaseRetrieval,
+    PhysicalUnits,
     Ptychography,
     Quantisation,
+    RadialMRI,
     RandomInpainting,
+    RayTransform,
+    Scaled,
+    ScipyLinearOperator,
+    ScipyOperator,
     Stack,
     SuperResolution,
+    TotalFlux,
+    Visibilities,
     as_operator,
 )
 
@@ -74,8 +94,19 @@ def simulate(x: Tensor) -> Tensor:
     return torch.from_numpy(np.cumsum(np.tanh(x.numpy()), axis=-1))
 
 
+def shift(x: np.ndarray) -> np.ndarray:
+    """A user's NumPy function."""
+    return np.tanh(x[..., 1:] - x[..., :-1])
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+DENSE = normal(7, 24, seed=5).numpy()
+SPARSE = scipy.sparse.linalg.aslinearoperator(scipy.sparse.csr_array(DENSE))
+ONE_WAY = scipy.sparse.linalg.LinearOperator((7, 24), matvec=lambda v: DENSE @ v, dtype=np.float64)
+ECHO = "import sys, numpy; numpy.save(sys.argv[2], numpy.load(sys.argv[1])[..., ::-1])"
 
 
 class Case(NamedTuple):
@@ -100,6 +131,19 @@ def part(operator: type[Operator], **init_args: Any) -> dict[str, Any]:
 
 
 SHAPE = [2, 6, 4]
+POINTS = {  # four stations at one time
+    "class_path": "dpnp_shared.operators.Coverage",
+    "init_args": {
+        "points": [
+            [1e9, 2e9, 0, 1, 0],
+            [-2e9, 1e9, 0, 2, 0],
+            [3e9, -1e9, 0, 3, 0],
+            [-3e9, -1e9, 1, 2, 0],
+            [2e9, -3e9, 1, 3, 0],
+            [5e9, -2e9, 2, 3, 0],
+        ]
+    },
+}
 OPERATORS = {
     "matrix_wide": Case(MatrixOperator, {"A": normal(4, 6).tolist(), "image_shape": [2, 1, 3]}),
     "matrix_tall": Case(MatrixOperator, {"A": normal(8, 6).tolist(), "image_shape": [2, 1, 3]}),
@@ -200,6 +244,78 @@ OPERATORS = {
         Stack,
         {"operators": [part(HighDynamicRange), part(CodedDiffraction, image_shape=[2, 3, 4], masks=1)]},
     ),
+    "identity": Case(Identity, {"image_shape": [2, 3, 4]}),
+    "scaled": Case(Scaled, {"operator": part(GaussianBlur, image_shape=[2, 3, 4], sigma=0.8), "scale": -2}),
+    "physical_units": Case(
+        PhysicalUnits,
+        {
+            "operator": part(GaussianBlur, image_shape=[2, 3, 4], sigma=0.8),
+            "value_range": [0, 1],
+            "physical_range": [3, 1],
+        },
+    ),
+    "physical_units_clamped": Case(PhysicalUnits, {"clamp": True}, (2, 3, 4), checks_shape=False),
+    "parallel_beam": Case(
+        ParallelBeamCT, {"image_shape": [2, 5, 6], "angles": 4, "pixel_size": 0.5}, gram_function=False
+    ),
+    "parallel_beam_arc": Case(
+        ParallelBeamCT, {"image_shape": [1, 6, 5], "angles": 3, "arc": 60, "detectors": 7}, gram_function=False
+    ),
+    "fan_beam": Case(
+        FanBeamCT,
+        {"image_shape": [2, 5, 6], "angles": 4, "source_distance": 20, "detector_distance": 10},
+        gram_function=False,
+    ),
+    "rays": Case(
+        RayTransform,
+        {"image_shape": [2, 3, 4], "points": [[0, 0], [0.3, -0.2]], "directions": [[1, 0.2], [0.1, 1]]},
+        gram_function=False,
+    ),
+    "beer_lambert": Case(
+        BeerLambert, {"operator": part(ParallelBeamCT, image_shape=[2, 4, 5], angles=3, pixel_size=0.1), "photons": 100}
+    ),
+    "mri": Case(MRI, {"image_shape": [1, 6, 8], "mask": "random", "acceleration": 2}),
+    "mri_complex": Case(
+        MRI, {"image_shape": [2, 5, 6], "mask": "radial_lines", "acceleration": 2, "centre_fraction": 0}
+    ),
+    "mri_coils": Case(
+        MRI,
+        {"image_shape": [1, 6, 5], "mask": "equispaced", "acceleration": 2, "coils": 3},
+        gram_function=False,
+    ),
+    "mri_radial": Case(
+        RadialMRI, {"image_shape": [1, 6, 7], "spokes": 3, "coils": 2}, gram_function=False, cpu_only=True
+    ),
+    "mri_trajectory": Case(
+        NonCartesianMRI,
+        {"image_shape": [2, 5, 6], "trajectory": [[0.0, 0.0], [1.3, -2.1], [0.4, 2.2]]},
+        gram_function=False,
+        cpu_only=True,
+    ),
+    "visibilities": Case(Visibilities, {"image_shape": [1, 5, 6], "coverage": POINTS, "field_of_view": 100}),
+    "total_flux": Case(TotalFlux, {"image_shape": [2, 3, 4]}),
+    "closure_phases": Case(ClosurePhases, {"image_shape": [1, 5, 6], "coverage": POINTS, "field_of_view": 100}),
+    "log_closure_amplitudes": Case(
+        LogClosureAmplitudes, {"image_shape": [1, 5, 6], "coverage": POINTS, "field_of_view": 100}
+    ),
+    "numpy": Case(
+        NumpyOperator,
+        {"function": f"{__name__}.shift", "image_shape": [2, 3, 4]},
+        differentiable=False,
+        cpu_only=True,
+    ),
+    "scipy_linear": Case(
+        ScipyLinearOperator, {"A": f"{__name__}.SPARSE", "image_shape": [2, 3, 4]}, gram_function=False, cpu_only=True
+    ),
+    "scipy_one_way": Case(
+        ScipyOperator, {"A": f"{__name__}.ONE_WAY", "image_shape": [2, 3, 4]}, differentiable=False, cpu_only=True
+    ),
+    "program": Case(
+        ExternalProgram,
+        {"command": [sys.executable, "-c", ECHO, "{input}", "{output}"], "image_shape": [2, 3, 4], "per_image": False},
+        differentiable=False,
+        cpu_only=True,
+    ),
 }
 LINEAR = [name for name, case in OPERATORS.items() if issubclass(case.operator, LinearOperator)]
 
@@ -259,7 +375,7 @@ def linear_case(request: pytest.FixtureRequest) -> tuple[Case, LinearOperator, t
 
 
 def test_every_exported_operator_is_in_the_list():
-    exported = {getattr(operators, name) for name in operators.__all__}
+    exported = [getattr(operators, name) for name in operators.__all__]
     classes = {c for c in exported if isinstance(c, type) and issubclass(c, Operator) and not inspect.isabstract(c)}
     assert len(classes) > 20
     assert sorted(c.__name__ for c in classes - {case.operator for case in OPERATORS.values()}) == []
