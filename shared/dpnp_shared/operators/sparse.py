@@ -14,8 +14,7 @@ class SparseMatrix(nn.Module):
 
     A product is a weighted sum of rows of the batch, ``torch.nn.functional.embedding_bag``: it needs no sparse tensors, which
     some devices lack (MPS has the sum from PyTorch 2.10 on). In float32 it is as fast as the sparse product or faster for a
-    few vectors and more. The gradient of a product is a product with the transpose, and so on. The entries are not saved in a
-    state dict.
+    few vectors and more. The gradient of a product is a product with the transpose, and so on.
 
     Args:
         pointers: ``(m + 1,)``, where each row's entries start, and their number at the end.
@@ -45,7 +44,7 @@ class SparseMatrix(nn.Module):
             "transposed_weights": weights[order],
         }
         for name, values in matrix.items():
-            self.register_buffer(name, values, persistent=False)
+            self.register_buffer(name, values)
 
     def forward(self, x: Tensor) -> Tensor:
         """``A x``, ``(B, m)``, of ``x`` ``(B, n)``."""

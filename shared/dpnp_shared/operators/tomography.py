@@ -94,8 +94,8 @@ class RayTransform(LinearOperator):
 
     def _check_measurement(self, y: Tensor) -> None:
         shape = (self._known_image_shape("adjoint")[0], *self.rays)
-        if tuple(y.shape[1:]) != shape:
-            raise ValueError(f"y has shape {tuple(y.shape)}; allowed is (B, {', '.join(map(str, shape))})")
+        if tuple(y.shape[1:]) != shape or not len(y):
+            raise ValueError(f"y has shape {tuple(y.shape)}; allowed is (B, {', '.join(map(str, shape))}), B > 0")
 
     def _joseph(self, points: Tensor, directions: Tensor) -> SparseMatrix:
         """The weights of all lines ``(rays, 2)``, lines by pixels."""
