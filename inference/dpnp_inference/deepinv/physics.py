@@ -232,6 +232,10 @@ class PhysicsMap(Operator):
             module._apply(_keeping_complex(fn))  # type: ignore[no-untyped-call]
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._copies = {}  # of the old values
+        super()._load_from_state_dict(*args, **kwargs)
+
 
 class LinearPhysicsMap(PhysicsMap, LinearOperator):
     r"""A linear ``A``, in the physics' own units.
