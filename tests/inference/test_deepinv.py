@@ -491,6 +491,17 @@ def test_moves_and_casts_keep_complex_tensors():
     torch.testing.assert_close(copy.deepcopy(operator)(x), before, rtol=0, atol=0)
 
 
+def test_state_dict_brings_values_in_both_precisions():
+    here, there = (PhysicsOperator(theirs.Blur(filter=k), (1, 4, 5)) for k in (FILTER, FILTER.flip(-1)))
+    for dtype in (torch.float32, torch.float64):
+        x = normal(2, 1, 4, 5, dtype=dtype)
+        assert not torch.allclose(here(x), there(x))
+    here.load_state_dict(there.state_dict())
+    for dtype in (torch.float32, torch.float64):
+        x = normal(2, 1, 4, 5, dtype=dtype)
+        torch.testing.assert_close(here(x), there(x), rtol=0, atol=0)
+
+
 def test_what_is_seen_and_shown():
     physics = theirs.Inpainting((1, 2, 2), mask=torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]))
     operator = PhysicsOperator(physics)

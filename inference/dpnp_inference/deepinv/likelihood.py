@@ -29,7 +29,14 @@ from dpnp_shared.operators import Operator, PhysicalUnits, Stack
 COUNTS = (theirs.PoissonNoise, theirs.PoissonGaussianNoise)
 # measure as Physics does: y = sensor(noise(A(x))); and put the noise model on A(x), but for entries that a mask sets to 0
 FORWARD = (Physics.forward, theirs.PhaseRetrieval.forward)
-NOISE = (Physics.noise, theirs.Inpainting.noise, theirs.MRI.noise, theirs.MultiCoilMRI.noise, theirs.DynamicMRI.noise)
+NOISE = (
+    Physics.noise,
+    theirs.Inpainting.noise,
+    theirs.MRI.noise,
+    theirs.MultiCoilMRI.noise,
+    theirs.DynamicMRI.noise,
+    theirs.NonCartesianMRI.noise,
+)
 
 
 def from_physics(
