@@ -54,7 +54,7 @@ last coupling. Seconds are those of the sampling, on a shared CPU of two cores.
 """
 COLUMNS = (
     "config",
-    "operator",
+    "operator, noise",
     "proximal sampler",
     "PSNR (dB)",
     "coverage (level)",
@@ -154,7 +154,7 @@ def _cells(result: dict[str, Any]) -> list[str]:
     psnr = f"{scores['psnr']:.1f}" if "psnr" in scores else "–"
     acceptance = "–" if result["acceptance"] is None else f"{result['acceptance']:.0%}"
     seconds = f"{result['seconds']:.0f}"
-    return [result["operator"], result["proximal"], psnr, coverage, acceptance, str(result["network_calls"]), seconds]
+    return [result["model"], result["proximal"], psnr, coverage, acceptance, str(result["network_calls"]), seconds]
 
 
 def _reason(result: dict[str, Any]) -> str:
@@ -170,7 +170,7 @@ def _figures(run: Path) -> dict[str, Any]:
     last = min(sweep["eta"] for sweep in sweeps)
     accepted = [sweep["acceptance"] for sweep in sweeps if sweep["eta"] == last and "acceptance" in sweep]
     return {
-        "operator": record["operator"].split("(")[0],
+        "model": ", ".join(record[part].split("(")[0] for part in ("operator", "noise")),
         "proximal": diagnostics["proximal"].split("(")[0],
         "scores": record["scores"],
         "acceptance": sum(accepted) / len(accepted) if accepted else None,

@@ -48,7 +48,7 @@ def test_a_gallery_of_one_config_and_one_that_fails(gallery, tmp_path, monkeypat
     assert 0 < results["good"]["acceptance"] < 1
     assert "looks = 0" in results["bad"]["error"]
     table = {row.split("|")[1].strip(): row for row in page.read_text().splitlines() if row.startswith("| [")}
-    assert "| DitheredQuantisation | MALA | " in table["[good](#good)"]
+    assert "| DitheredQuantisation, DitheredLogisticNoise | MALA | " in table["[good](#good)"]
     assert "| **failed**: `dpnp-reconstruct: " in table["[bad](#bad)"]
     assert "looks = 0; allowed is" in table["[bad](#bad)"]
     assert "![One bit a pixel and look" in page.read_text()
