@@ -291,7 +291,7 @@ OPERATORS = {
         norm_error=1e-4,
     ),
     "mri_radial_complex": Case(
-        RadialMRI, {"image_shape": [2, 6, 7], "spokes": 3, "order": "uniform"}, gram_function=False, cpu_only=True
+        RadialMRI, {"image_shape": [2, 6, 7], "spokes": 3, "angles": "uniform"}, gram_function=False, cpu_only=True
     ),
     "mri_radial": Case(
         RadialMRI, {"image_shape": [1, 6, 7], "spokes": 3, "coils": 2}, gram_function=False, cpu_only=True
