@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import JointNoise, Noise
+from dpnp_shared.operators import Operator
 from dpnp_shared.operators.combine import stack_of
 from dpnp_shared.prior import PriorCard
 
@@ -103,14 +104,16 @@ def read_measurement(files: str | list[str], key: str | None, forward_model: For
     """
     noise, stack = forward_model.noise, stack_of(forward_model.operator)
     if isinstance(files, str):
-        return _in_units(read_tensor(files, key), noise, card)
+        return forward_model.operator.as_measurement(_in_units(read_tensor(files, key), noise, card))
     parts = 1 if stack is None else len(stack.operators)
     if stack is None or len(files) != parts:
         raise ValueError(
             f"measurement lists {len(files)} files; {type(forward_model.operator).__name__} has {parts} parts"
         )
     noises = noise.parts if isinstance(noise, JointNoise) else [noise] * parts
-    return stack.join([_in_units(read_tensor(file, key), n, card) for file, n in zip(files, noises, strict=True)])
+    stored = [_in_units(read_tensor(file, key), n, card) for file, n in zip(files, noises, strict=True)]
+    operators = [A for A in stack.operators if isinstance(A, Operator)]
+    return stack.join([A.as_measurement(y) for A, y in zip(operators, stored, strict=True)])
 
 
 def _in_units(y: Tensor, noise: Noise, card: PriorCard) -> Tensor:
