@@ -367,10 +367,10 @@ def test_beer_lambert_follows_its_law_and_its_gradient():
     dark = operator.line_integrals(torch.zeros(2, 3, 4))
     torch.testing.assert_close(dark, torch.full_like(dark, math.log(1000)))
     assert BeerLambert(ParallelBeamCT((1, 4, 6), [0.0], detectors=3), 9).unseen is not None
-    assert not BeerLambert(Operator_without_gradient(), 9.0).differentiable
+    assert not BeerLambert(WithoutGradient(), 9.0).differentiable
 
 
-class Operator_without_gradient(Operator):  # noqa: N801
+class WithoutGradient(Operator):
     differentiable = False
 
     def forward(self, x: Tensor) -> Tensor:
