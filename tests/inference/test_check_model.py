@@ -416,7 +416,7 @@ def test_a_long_run_is_worth_a_note(monkeypatch):
 
 
 def test_a_slow_operator_is_timed_by_a_part_of_a_draw(monkeypatch):
-    monkeypatch.setattr(run, "SHORT", 0.0)
+    monkeypatch.setattr(run, "SLOW", 0.0)
     for operator in (torch.tanh, Quantisation(8), RandomInpainting(SHAPE)):
         assert found(operator)["time"].status == "OK"
 

@@ -19,7 +19,7 @@ from dpnp_inference.proximal import MarkovKernel, ProximalSampler, TemperedForwa
 from dpnp_inference.randomness import ChainGenerators
 
 FEW = 2  # chains that timings are extrapolated from
-SHORT = 2e-3  # seconds of a call of the operator up to which a whole proximal draw is timed
+SLOW = 2e-2  # seconds of a call of the operator from which on a single step of the proximal sampler is timed, else some
 LONG = 3600.0  # seconds of a run from which on it is worth a note
 
 
@@ -125,7 +125,7 @@ def _time(subject: Subject, dpnp: DPnP, y: Tensor) -> Finding:
     if many < 1:
         many = _seconds(lambda: A(dpnp.blank(chains)))
     x, generator = subject.images[:FEW], ChainGenerators(subject.seed, range(FEW))
-    proximal, draws = _short(dpnp.proximal) if few > SHORT else (dpnp.proximal, 1.0)
+    proximal, draws = _short(dpnp.proximal, 1 if few > SLOW else 4)
     state = proximal.init(dpnp.kernel_model, y, x)
     forward = 0.0
     tried = (0, len(dpnp.schedule) // 2, len(dpnp.schedule) - 1)
@@ -149,12 +149,13 @@ def _time(subject: Subject, dpnp: DPnP, y: Tensor) -> Finding:
     return note("time", found, f"Fewer chains, fewer steps of the proximal sampler, {faster}.")
 
 
-def _short(proximal: Any) -> tuple[ProximalSampler, float]:
-    """The sampler with one step a draw, where it has steps, and how many of them make a draw."""
+def _short(proximal: Any, steps: int) -> tuple[ProximalSampler, float]:
+    """The sampler with a few steps a draw, where it has steps, and how many of its draws make a whole one."""
     if not hasattr(proximal, "steps"):
         return proximal, 1.0
-    fields = {"steps": 1, "warmup": 0} if hasattr(proximal, "warmup") else {"steps": 1}
-    return dataclasses.replace(proximal, **fields), float(proximal.steps + getattr(proximal, "warmup", 0))
+    fields = {"steps": steps, "warmup": 0} if hasattr(proximal, "warmup") else {"steps": steps}
+    whole = proximal.steps + getattr(proximal, "warmup", 0)
+    return dataclasses.replace(proximal, **fields), (1 + whole) / (1 + steps)  # each begins with a call
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:
