@@ -159,7 +159,7 @@ class BatchNorm(nn.Module):
 
 class SingleInside(nn.Module):
     def forward(self, x):
-        return torch.sin(x.float()).to(x.dtype)
+        return torch.nn.functional.pad(torch.sin(x.float()), (3, 3)).to(x.dtype)  # zeros tell nothing of the precision
 
 
 def in_place(x):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.check_model import gradient, linearity, noise, output, run
-from dpnp_inference.check_model.finding import Finding, describe, has_problem, ok, print_findings, problem
+from dpnp_inference.check_model.finding import Finding, describe, has_problem, print_findings, problem
 from dpnp_inference.check_model.subject import TOLERANCE, Check, Subject, draw_images
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import image_shape_of
@@ -26,7 +26,7 @@ from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.prior import Prior
 
-__all__ = ["Finding", "check_model", "has_problem", "ok", "print_findings", "problem"]
+__all__ = ["Finding", "check_model", "has_problem", "print_findings"]
 
 ESSENTIAL: tuple[Check, ...] = (output.check_output, output.check_dtype)  # without these nothing else can be tried
 CHECKS: tuple[Check, ...] = (
