@@ -113,10 +113,15 @@ def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -
         ``σ/‖A‖``, infinite for a map whose Jacobian vanishes.
 
     Raises:
-        ValueError: the noise model does not say its resolution.
+        ValueError: the noise model does not say its resolution, or the map's derivative is not finite.
     """
     operator = forward_model.operator
     norm = operator.norm() if isinstance(operator, LinearOperator) else jacobian_norm(operator, prior, blank)
+    if math.isnan(norm):
+        raise ValueError(
+            f"annealing: the derivative of {type(operator).__name__} is not finite at the prior's mean image; give eta_min, or see what "
+            "'dpnp-reconstruct check-model' says"
+        )
     resolution = forward_model.noise.resolution
     if resolution is None:
         raise ValueError(
@@ -151,11 +156,23 @@ def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations
             steps = [eps * generator.normal_like(x) for _ in range(iterations)]
             clean = operator(x)
             squares = [float((operator(x + h) - clean).abs().square().sum() / h.square().sum()) for h in steps]
-        return math.sqrt(sum(squares) / iterations * d / min(d, clean.numel()))
+        m = clean.numel() * (2 if clean.is_complex() else 1)
+        return math.sqrt(sum(squares) / iterations * d / min(d, m))
     v, norm = generator.normal_like(x), 0.0
     for _ in range(iterations):
         v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-        _, jv = torch.autograd.functional.jvp(operator, x, v)  # type: ignore[no-untyped-call]
+        jv = _jacobian_product(operator, x, v, eps)
         _, v = torch.autograd.functional.vjp(operator, x, jv)  # type: ignore[no-untyped-call]
         norm = math.sqrt(float(v.norm()))
     return norm
+
+
+def _jacobian_product(operator: Operator, x: Tensor, v: Tensor, eps: float) -> Tensor:
+    """``J v``: by differentiating twice, or by a difference where the map's own backward pass cannot be differentiated."""
+    try:
+        _, jv = torch.autograd.functional.jvp(operator, x, v, strict=True)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        with torch.no_grad():
+            jv = (operator(x + eps * v) - operator(x - eps * v)) / (2 * eps)
+    product: Tensor = jv
+    return product

@@ -1,7 +1,7 @@
 """``dpnp-reconstruct``: a prior, a forward model and a measurement go in, a posterior comes out.
 
 Without arguments it runs the bundled demo. ``dpnp-reconstruct check`` asks, with the same options, whether the intervals of such a
-reconstruction hold what they promise.
+reconstruction hold what they promise, ``dpnp-reconstruct check-model`` whether the forward model does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import yaml
@@ -31,9 +31,10 @@ from torch import Tensor
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.calibration import assess, draw_calibration
 from dpnp_inference.check import PairProgress, PairStore, Truths, check_pairs
+from dpnp_inference.check_model import check_model, has_problem, print_findings
 from dpnp_inference.dds import DenoisingSampler
-from dpnp_inference.dpnp import DPnP, SamplingError
-from dpnp_inference.files import MARKER, check_output, read_image, read_tensor, save_array, to_image_units
+from dpnp_inference.dpnp import DPnP, SamplingError, image_shape_of
+from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.population import Population
 from dpnp_inference.posterior import Posterior
@@ -41,12 +42,12 @@ from dpnp_inference.progress import ProgressBar
 from dpnp_inference.proximal import ProximalSampler
 from dpnp_inference.replica_exchange import ReplicaExchange
 from dpnp_inference.report import draw_picture
-from dpnp_inference.userfile import resolve_user_files
+from dpnp_inference.userfile import hash_user_files, name_user_files, resolve_user_files
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise, Noise
-from dpnp_shared.operators import Operator, RandomInpainting
+from dpnp_shared.operators import Operator, RandomInpainting, as_operator
 from dpnp_shared.prior import Prior, PriorCard, PriorError, locate
 from dpnp_shared.randomness import derive_seed
 
@@ -57,6 +58,18 @@ TEST_IMAGES = "test_images.npz"
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 # what a check's pairs do not depend on: these change speed only, and more pairs are more of the same
 SAME_PAIRS = ("pairs", "batch_size", "device", "output", "overwrite", "trusted_modules")
+
+
+class NamedProximal(Protocol):
+    """A proximal sampler as a class path names it: the parser compares types one by one, and each sampler has a state of its own."""
+
+    def init(self, forward_model: Any, y: Any, x: Any) -> Any:
+        """See :class:`~dpnp_inference.proximal.ProximalSampler`, also for what follows."""
+        ...
+
+    def step(self, state: Any, x: Any, eta: Any, *, generator: Any) -> Any: ...  # noqa: D102
+
+    def select(self, state: Any, index: Any) -> Any: ...  # noqa: D102
 
 
 @dataclass
@@ -85,7 +98,7 @@ class Configuration:
     operator: Operator | Callable | None = None  # type: ignore[type-arg] # jsonargparse wants it bare
     noise: Noise | None = None
     dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim"
-    proximal: Literal["auto"] | ProximalSampler = "auto"
+    proximal: Literal["auto"] | NamedProximal = "auto"
     annealing: Literal["auto"] | Annealing = "auto"
     population: bool | Population | ReplicaExchange = False
     seed: int = 0
@@ -96,8 +109,8 @@ class Configuration:
     overwrite: bool = False
     trusted_modules: list[str] | None = None
 
-    def sampler(self, *, demo: bool) -> tuple[DPnP, PriorCard]:
-        """The sampler on its device, and its prior's card.
+    def models(self, *, demo: bool) -> tuple[Denoiser, PriorCard, ForwardModel]:
+        """Prior and forward model on their device, and the prior's card.
 
         Args:
             demo: whether the demo's forward model stands in where none is given.
@@ -114,7 +127,6 @@ class Configuration:
         if next(prior.parameters(), None) is not None:  # closed forms keep their own precision
             prior.to(dtype=getattr(torch, self.precision))
         card = prior.card if isinstance(prior, Prior) else PriorCard(type(prior).__name__, prior.image_shape)
-        dtype = torch.float64 if self.precision == "float64" else torch.float32
         operator, noise = self.operator, self.noise
         if demo and (operator is None) != (noise is None):
             raise ValueError("operator and noise: give both or neither")
@@ -122,16 +134,27 @@ class Configuration:
             operator, noise = RandomInpainting(card.image_shape, missing=0.5, seed=0), GaussianNoise(0.05)
         if operator is None or noise is None:
             raise ValueError("operator and noise are both needed with a measurement or an image of your own")
+        forward_model = ForwardModel(as_operator(operator, card.image_shape), noise)
+        return prior, card, forward_model.to(device=device, dtype=self.image_dtype)
+
+    def sampler(self, *, demo: bool) -> tuple[DPnP, PriorCard]:
+        """The sampler on its device, and its prior's card; see :meth:`models`."""
+        prior, card, forward_model = self.models(demo=demo)
         dpnp = DPnP(
             prior,
-            ForwardModel(operator, noise).to(device=device, dtype=dtype),
+            forward_model,
             dds=self.dds,
-            proximal=self.proximal,
+            proximal=cast('Literal["auto"] | ProximalSampler', self.proximal),
             annealing=self.annealing,
             population=self.population,
-            dtype=dtype,
+            dtype=self.image_dtype,
         )
         return dpnp, card
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """Of images and kernels."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
 
 @dataclass
@@ -139,7 +162,8 @@ class Reconstruction(Configuration):
     """Draw from the posterior of an image and write the run's folder.
 
     Args:
-        measurement: the measurement, a .npy, .npz, .pt or image file. Give this or ``image``.
+        measurement: the measurement, a .npy, .npz, .pt or image file; or a list of files, one for each operator of a Stack. Give this
+            or ``image``.
         image: a clean image (the same kinds of file) from which a measurement is simulated; its reconstruction is scored.
         chains: independent chains.
         draws: draws of each chain.
@@ -150,7 +174,7 @@ class Reconstruction(Configuration):
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
     """
 
-    measurement: str | None = None
+    measurement: str | list[str] | None = None
     image: str | None = None
     chains: int = 39
     draws: int = 1
@@ -181,6 +205,39 @@ class Check(Configuration):
     truths: Truths = "flow"
 
 
+@dataclass
+class CheckModel(Configuration):
+    """Try a forward model on draws from the prior: what it promises, what it lacks, and how long a reconstruction takes.
+
+    Args:
+        measurement: the measurement that it is for; one that fits and resembles simulated ones is well described.
+        image: a clean image, which is tried as well.
+        index: which image of an image file that holds several.
+        key: name of the array in a file that holds several.
+        chains: of the reconstruction, for an estimate of its time.
+        json: file to write the findings to.
+        output: is for a reconstruction; nothing else is written here.
+    """
+
+    measurement: str | list[str] | None = None
+    image: str | None = None
+    index: int = 0
+    key: str | None = None
+    chains: int = 39
+    json: str | None = None
+
+
+KINDS: dict[str, type[Check | CheckModel]] = {"check": Check, "check-model": CheckModel}
+DESCRIPTIONS: dict[type[Configuration], str] = {
+    Reconstruction: "Draw from the posterior of an image. Without arguments: the bundled demo. 'dpnp-reconstruct check-model' finds out "
+    "whether a forward model keeps what it promises, 'dpnp-reconstruct check' whether the intervals do.",
+    Check: "Do the intervals of a reconstruction hold what they promise? Truths are drawn from the prior, measured, and reconstructed. "
+    "Without arguments: the bundled demo's configuration.",
+    CheckModel: "Is the forward model what a sampler takes it for? It is tried on draws from the prior. The exit status is 1 if there is a "
+    "problem. Without arguments: the bundled demo's.",
+}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``dpnp-reconstruct``.
 
@@ -188,7 +245,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: command-line arguments; those of the process by default.
 
     Raises:
-        SystemExit: with a non-zero status and one message, for any bad input.
+        SystemExit: with a non-zero status and one message, for any bad input; and with status 1 where a forward model that is checked
+            has a problem.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     logging.basicConfig(
@@ -196,54 +254,54 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock", "arviz.preview"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    kind: type[Check | Reconstruction] = Check if arguments[:1] == ["check"] else Reconstruction
-    given = arguments[1:] if kind is Check else arguments
+    kind: type[Check | CheckModel | Reconstruction] = KINDS.get("".join(arguments[:1]), Reconstruction)
+    given = arguments if kind is Reconstruction else arguments[1:]
     parser = _parser(kind)
     try:
         settings = parser.parse_args([_resolve_argument(argument) for argument in given])
         built = parser.instantiate(settings)
         configuration = kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)})
-        config = json.loads(parser.dump(settings, format="json"))
+        config = name_user_files(json.loads(parser.dump(settings, format="json")))
         if isinstance(configuration, Check):
-            _name_unused(settings)
+            _name_unused(kind, settings)
             _check(configuration, config, arguments)
+        elif isinstance(configuration, CheckModel):
+            _name_unused(kind, settings)
+            _check_model(configuration, arguments)
         else:
             _reconstruct(configuration, config, arguments)
-    except (PriorError, SamplingError, ValueError, TypeError, OSError, RuntimeError) as error:
+    except (PriorError, SamplingError, ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
         sys.exit(f"dpnp-reconstruct: {error}")
 
 
 def _parser(kind: type[Configuration]) -> ArgumentParser:
-    set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text)))
-    command = "dpnp-reconstruct check" if kind is Check else "dpnp-reconstruct"
+    here = Path.cwd()  # the parser goes to the folder of a configuration file while it reads it
+    set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text), here))
+    command = " ".join(["dpnp-reconstruct", *(name for name, other in KINDS.items() if other is kind)])
     parser = ArgumentParser(
         prog=command,
         usage=f"{command} [--config FILE] [options]; --help lists the options",
         parser_mode="dpnp_yaml",
-        description="Draw from the posterior of an image. Without arguments: the bundled demo. "
-        "'dpnp-reconstruct check' finds out whether the intervals hold what they promise."
-        if kind is Reconstruction
-        else "Do the intervals of a reconstruction hold what they promise? Truths are drawn from the prior, measured, and "
-        "reconstructed. Without arguments: the bundled demo's configuration.",
+        description=DESCRIPTIONS[kind],
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(kind)
-    if kind is Check:  # a reconstruction's config file is taken as it is
-        for field in _unused():
+    if kind is not Reconstruction:  # a reconstruction's config file is taken as it is
+        for field in _unused(kind):
             parser.add_argument(f"--{field.name}", type=Any, default=field.default, help=SUPPRESS)
     return parser
 
 
-def _unused() -> list[dataclasses.Field[Any]]:
-    """A reconstruction's options that its check has no use for."""
-    known = {field.name for field in dataclasses.fields(Check)}
+def _unused(kind: type[Configuration]) -> list[dataclasses.Field[Any]]:
+    """A reconstruction's options that a check has no use for."""
+    known = {field.name for field in dataclasses.fields(kind)}
     return [field for field in dataclasses.fields(Reconstruction) if field.name not in known]
 
 
-def _name_unused(settings: Namespace) -> None:
-    names = [field.name for field in _unused() if settings[field.name] != field.default]
+def _name_unused(kind: type[Configuration], settings: Namespace) -> None:
+    names = [field.name for field in _unused(kind) if settings[field.name] != field.default]
     if names:
         log.info("%s: for a reconstruction, a check has no use for it", ", ".join(names))
 
@@ -277,7 +335,7 @@ def _reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: li
         y = forward_model.simulate(truth[None], generator=generator)[0]
     else:
         assert settings.measurement is not None
-        y = to_image_units(read_tensor(settings.measurement, settings.key), card)
+        y = read_measurement(settings.measurement, settings.key, forward_model, card)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
     with ProgressBar() as progress:
         posterior = dpnp.sample(
@@ -329,6 +387,7 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
     names = {field.name for field in dataclasses.fields(Check)} - {*SAME_PAIRS}
     same = {key: value for key, value in config.items() if key in names}
     same |= {"prior_sha256": card.sha256, "version": version("dpnp-imaging")}
+    same |= {"user files": hash_user_files(same)}
     same |= {f"source of {name}": _source(getattr(settings, name)) for name in ("prior", "operator", "noise")}
     if settings.output is None:
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
@@ -374,6 +433,37 @@ def _check(settings: Check, config: dict[str, Any], arguments: list[str]) -> Non
     print(f"picture: {output / 'picture.png'}")
 
 
+def _check_model(settings: CheckModel, arguments: list[str]) -> None:
+    """Findings about a forward model, printed and kept."""
+    given = settings.measurement is not None or settings.image is not None
+    prior, card, forward_model = settings.models(demo=not given)
+    y = images = None
+    if settings.image is not None:
+        shape = image_shape_of(prior, forward_model)
+        images = read_image(settings.image, settings.index, shape, card, settings.key)[None]
+    if settings.measurement is not None:
+        y = read_measurement(settings.measurement, settings.key, forward_model, card)
+    findings = check_model(
+        prior,
+        forward_model,
+        y,
+        images=images,
+        proximal=cast('Literal["auto"] | ProximalSampler', settings.proximal),
+        annealing=settings.annealing,
+        dds=settings.dds,
+        chains=settings.chains,
+        seed=settings.seed,
+        dtype=settings.image_dtype,
+    )
+    print_findings(findings)
+    if settings.json is not None:
+        record = {"command": shlex.join(["dpnp-reconstruct", *arguments]), "problem": has_problem(findings)}
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        Path(settings.json).write_text(json.dumps({**record, "findings": listed}, indent=2) + "\n", encoding="utf-8")
+    if has_problem(findings):
+        sys.exit(1)
+
+
 def _title(dpnp: DPnP, card: PriorCard) -> str:
     return f"{card.name}: {type(dpnp.forward_model.operator).__name__}, {type(dpnp.forward_model.noise).__name__}"
 
@@ -403,7 +493,10 @@ def _source(part: object) -> str | None:
     """Hash of the file that defines a part of the configuration, None for a part given by a name or left out."""
     if part is None or isinstance(part, str):
         return None
-    file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
+    try:
+        file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
+    except TypeError:  # it is not written in Python
+        return None
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 

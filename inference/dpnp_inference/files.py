@@ -11,6 +11,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.noise import JointNoise, Noise
+from dpnp_shared.operators import Operator
+from dpnp_shared.operators.combine import stack_of
 from dpnp_shared.prior import PriorCard
 
 MARKER = "run.json"
@@ -79,6 +83,41 @@ def to_image_units(x: Tensor, card: PriorCard) -> Tensor:
         return x.float() if not x.is_complex() else x
     low, high = card.value_range
     return low + (high - low) * x.to(torch.float32) / INTEGER_TOPS[x.dtype]
+
+
+def read_measurement(files: str | list[str], key: str | None, forward_model: ForwardModel, card: PriorCard) -> Tensor:
+    """A measurement as the forward model's likelihood takes it.
+
+    Counts and complex numbers are taken as they are, whatever their type; other integers are pixel values.
+
+    Args:
+        files: one file, or one for each operator of a :class:`~dpnp_shared.operators.Stack`.
+        key: as for :func:`read_tensor`.
+        forward_model: says what the numbers are.
+        card: of the prior, whose units pixel values have.
+
+    Returns:
+        ``(*y_shape)``, floating point or complex.
+
+    Raises:
+        ValueError: a list of files for an operator that is no Stack, or of another length than it has operators.
+    """
+    noise, stack = forward_model.noise, stack_of(forward_model.operator)
+    if isinstance(files, str):
+        return forward_model.operator.as_measurement(_in_units(read_tensor(files, key), noise, card))
+    parts = 1 if stack is None else len(stack.operators)
+    if stack is None or len(files) != parts:
+        raise ValueError(
+            f"measurement lists {len(files)} files; {type(forward_model.operator).__name__} has {parts} parts"
+        )
+    noises = noise.parts if isinstance(noise, JointNoise) else [noise] * parts
+    stored = [_in_units(read_tensor(file, key), n, card) for file, n in zip(files, noises, strict=True)]
+    operators = [A for A in stack.operators if isinstance(A, Operator)]
+    return stack.join([A.as_measurement(y) for A, y in zip(operators, stored, strict=True)])
+
+
+def _in_units(y: Tensor, noise: Noise, card: PriorCard) -> Tensor:
+    return y.to(torch.float64) if noise.counts and not y.is_complex() else to_image_units(y, card)
 
 
 def read_image(

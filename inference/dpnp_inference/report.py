@@ -22,8 +22,11 @@ def draw_picture(
     truth: Tensor | None = None,
     samples: int = 5,
     title: str = "",
+    compact: bool = False,
 ) -> Path:
     """Truth, measurement, mean, standard deviation and error on top, single draws below.
+
+    The compact picture has one small row: truth, measurement, mean, standard deviation, draws.
 
     Args:
         file: PNG to write.
@@ -33,6 +36,7 @@ def draw_picture(
         truth: ``(C, H, W)`` if it is known.
         samples: how many draws to show.
         title: one line on top.
+        compact: for pages with many pictures.
 
     Returns:
         The file.
@@ -50,14 +54,15 @@ def draw_picture(
     if several:
         scale["vmax"] = max(float(posterior.std.amax()), 1e-6)
         top.append(("posterior std", posterior.std, scale))
-    if truth is not None:
+    if truth is not None and not compact:
         top.append(("|mean - truth|", (mean - truth).abs(), scale))
     bottom = [(f"draw {i + 1}", x, gray) for i, x in enumerate(posterior.flat[:samples])]
-    columns = max(len(top), len(bottom))
-    figure = Figure(figsize=(2.1 * columns, 5.0), layout="constrained")
+    rows = [top + bottom] if compact else [top, bottom]
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(1.45 * columns, 1.6) if compact else (2.1 * columns, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, columns, squeeze=False)
-    for row, panels in zip(axes, (top, bottom), strict=True):
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, panels in zip(axes, rows, strict=True):
         for axis in row:
             axis.axis("off")
         for axis, (name, image, style) in zip(row, panels, strict=False):

@@ -98,8 +98,9 @@ class LanczosTargets:
 
     With :math:`M = A^T R^{-1} A` and :math:`g = A^T R^{-1}(y - A x)` the part that depends on x is
 
-    .. math:: -\tfrac12 \left( |y - A x|^2_{R^{-1}} - c\, g^T (I + c M)^{-1} g \right) .
+    .. math:: -\tfrac12 \left( |y - A x|^2_{R^{-1}} - c\, g^T (I + c M)^{-1} g - m \right) .
 
+    Here m is the limit at infinite c, the misfit of y to the range of A, which no x changes: at infinite η the first target is the prior.
     Some Lanczos steps on M, started at g, give :math:`g^T f(M) g` for all c at once, as a Gauss quadrature (Golub & Meurant 2010,
     section 7). c is as in :class:`SpectralTargets`.
 
@@ -123,28 +124,36 @@ class LanczosTargets:
             split_variance,
             steps,
         )
+        self.misfit: float | None = None  # of y to the range of A, found with the first images
 
     def at(self, x: Tensor, z: Tensor) -> LogDensity:
         """See :class:`Targets`; ``z`` is not looked at."""
-        x = x.to(torch.float64)
+        if self.misfit is None:
+            self.misfit = float(self._squares(torch.zeros_like(x[:1], dtype=torch.float64))(math.inf))
+        squares, misfit = self._squares(x.to(torch.float64)), self.misfit
+        return lambda eta: -0.5 * (squares(eta) - misfit)
+
+    def _squares(self, x: Tensor) -> LogDensity:
+        """The squared residual under ``R + c A A^T`` of ``x`` ``(B, C, H, W)``, as a function of η."""
         r = self.y - self.operator(x)
         weighted = self.noise.precision_mul(r)
         square = (r.conj() * weighted).real.flatten(1).sum(1)
         g = self.operator.adjoint(weighted)
         matvec = lambda v: self.operator.adjoint(self.noise.precision_mul(self.operator(v)))  # noqa: E731
-        nodes, weights = lanczos_quadrature(matvec, g, min(self.steps, x[0].numel(), self.y.numel()))
+        rank = min(x[0].numel(), self.y.numel() * (2 if self.y.is_complex() else 1))  # the largest that A can have
+        nodes, weights = lanczos_quadrature(matvec, g, min(self.steps, rank))
         seen = nodes > 1e-10 * nodes.amax(1, keepdim=True)
 
-        def log_density(eta: float) -> Tensor:
+        def squares(eta: float) -> Tensor:
             if math.isinf(eta):
                 f = torch.where(seen, 1 / nodes, 0.0)
             else:
                 c = max(eta**2 - self.split_variance, 0.0)
                 f = c / (1 + c * nodes)
-            log_p: Tensor = -0.5 * (square - (weights * f).sum(1))
-            return log_p
+            rest: Tensor = square - (weights * f).sum(1)
+            return rest
 
-        return log_density
+        return squares
 
 
 def lanczos_quadrature(matvec: Callable[[Tensor], Tensor], g: Tensor, steps: int) -> tuple[Tensor, Tensor]:

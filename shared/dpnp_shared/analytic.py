@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dpnp_shared.denoiser import Denoiser, expand_sigma
-from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.forward_model import ForwardModel, real_entries
 from dpnp_shared.operators.base import array_argument, check_image_shape
 
 
@@ -268,11 +268,12 @@ class LinearGaussianPosterior:
         linear = forward_model.homogeneous
         A, R = linear.linear_gaussian_dense(image_shape)
         forward_model.check_measurement(y, image_shape, dtype=torch.float64, device=A.device)
-        y = forward_model.homogeneous_measurement(y.to(A), A.new_zeros(1, *image_shape))
+        y = y.detach().to(device=A.device, dtype=torch.complex128 if y.is_complex() else torch.float64)
+        y = forward_model.homogeneous_measurement(y, A.new_zeros(1, *image_shape))
         self.image_shape = image_shape
         self._means, self._root = means.double().to(A.device), root.double().to(A.device)
         self._A: Tensor = A
-        self._y: Tensor = y.detach().flatten()
+        self._y: Tensor = real_entries(y[None])[0]
         R = R + extra_noise**2 * (A @ A.T)
         self._noise_root: Tensor = torch.linalg.cholesky(R)
         AC = A @ self._root if self._root.ndim == 2 else A * self._root  # A C^(1/2), (m, d)

@@ -174,7 +174,8 @@ class ForwardModel(nn.Module):
     def linear_gaussian_dense(self, image_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         r"""Write out :math:`A` and :math:`R` of :math:`y = A\,\mathrm{vec}(x) + N(0, R)`, in float64.
 
-        The operator is applied to the identity, so that this is for small images.
+        The operator is applied to the identity, so that this is for small images. Complex measurements are written as
+        twice as many reals; see :func:`real_entries`.
 
         Args:
             image_shape: ``(C, H, W)``.
@@ -183,7 +184,8 @@ class ForwardModel(nn.Module):
             ``A`` ``(m, C·H·W)`` and ``R`` ``(m, m)``.
 
         Raises:
-            TypeError: the model is not linear Gaussian, or its measurements are complex.
+            TypeError: the model is not linear Gaussian.
+            ValueError: complex measurements have noise of a full covariance.
         """
         if not isinstance(self.operator, LinearOperator) or not isinstance(self.noise, GaussianNoise):
             raise TypeError(
@@ -193,7 +195,22 @@ class ForwardModel(nn.Module):
         c, h, w = check_image_shape(image_shape)
         device = next(self.buffers()).device
         columns = self.operator(torch.eye(c * h * w, dtype=torch.float64, device=device).reshape(-1, c, h, w))
+        A = real_entries(columns).T.contiguous()
+        R = self.noise.covariance_matrix(columns.shape[1:])
         if columns.is_complex():
-            raise TypeError(f"the operator's output has dtype {columns.dtype}; a closed form needs a real one")
-        A = columns.reshape(c * h * w, -1).T.contiguous()
-        return A, self.noise.covariance_matrix(columns.shape[1:])
+            if self.noise.sigma is None:
+                raise ValueError("covariance is for real measurements, and the operator's are complex; give sigma")
+            R = torch.kron(R, torch.eye(2, dtype=R.dtype, device=R.device))
+        return A, R
+
+
+def real_entries(y: Tensor) -> Tensor:
+    """Measurements as real numbers, a complex entry as its real and its imaginary part, one after the other.
+
+    Args:
+        y: ``(B, *y_shape)``.
+
+    Returns:
+        ``(B, m)`` with as many entries as ``y`` has for one image, or twice as many where it is complex.
+    """
+    return (torch.view_as_real(y) if y.is_complex() else y).flatten(1)

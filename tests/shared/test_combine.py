@@ -147,7 +147,8 @@ def test_binding_leaves_the_users_noise_alone():
     assert [type(part) for part in model.noise.parts] == [LaplaceNoise, GaussianNoise, PoissonNoise]
     assert [part.counts for part in model.noise.parts] == [False, False, True]
     assert not model.noise.counts
-    again = ForwardModel(stack, model.noise)  # binding once more changes nothing
+    again = ForwardModel(stack, model.noise)
+    assert again.noise is model.noise  # bound already
     x, y = (
         normal(2, *SHAPE).float(),
         stack.join([torch.ones(SHAPE), torch.ones(SHAPE).to(torch.complex64), torch.ones(5)]),

@@ -566,7 +566,7 @@ def exact_poisson_gaussian(y: float, rate: float, s: float) -> tuple[float, floa
         (3.4, 50.0, 0.01),
         (7.3, 7.0, 1e4),
         (10.0, 800.0, 2.0),
-        (1500.0, 10.0, 5.0),
+        (1200.0, 10.0, 5.0),
     ],
 )
 def test_sensor_density_is_the_whole_sum(y, rate, s):

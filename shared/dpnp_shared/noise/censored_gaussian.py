@@ -70,7 +70,8 @@ class CensoredGaussianNoise(Noise):
             ValueError: an entry of ``y`` is beyond a limit, or the shapes do not fit.
         """
         y, clean = match_real(y, clean)
-        single, low, high = y.float(), *(torch.tensor(v, device=y.device) for v in (self.low, self.high))
+        single = y.float()
+        low, high = torch.tensor([self.low, self.high], dtype=single.dtype, device=y.device)
         bad = y[~((single >= low) & (single <= high))]
         if bad.numel():
             raise ValueError(

@@ -62,7 +62,8 @@ class JointNoise(Noise):
                 around one.
 
         Returns:
-            One :class:`GaussianNoise` if all parts are Gaussian, else a bound copy of this noise.
+            One :class:`GaussianNoise` if all parts are Gaussian, else a bound copy of this noise (itself, if it is bound to
+            such a stack already).
 
         Raises:
             TypeError: the operator is no stack, or a covariance is given for a complex part.
@@ -71,6 +72,8 @@ class JointNoise(Noise):
         stack = stack_of(operator)
         if stack is None:
             raise TypeError(f"JointNoise needs a Stack of operators, got {type(operator).__name__}")
+        if self.layout == stack.layout:
+            return self
         parts = [A for A in stack.operators if isinstance(A, Operator)]
         if len(parts) != len(self.noises):
             raise ValueError(f"JointNoise holds {len(self.noises)} noises and the Stack {len(parts)} operators")

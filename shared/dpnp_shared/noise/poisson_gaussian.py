@@ -72,9 +72,9 @@ class PoissonGaussianNoise(Noise):
     def resolution(self) -> float:
         r""":math:`\sqrt{a^2 \max(b, 1) + \sigma^2}`, the least of all entries.
 
-        That is the standard deviation of an entry of one photon, or of the background where it is more. There is no larger
-        Fisher information in closed form; the exact one at that mean count is at most a quarter larger than
-        :math:`1/\text{resolution}^2`. (At lower counts it has no useful bound; see :attr:`PoissonNoise.resolution`.)
+        That is the standard deviation of an entry of one photon, or of the background where it is more. The Fisher information
+        at that mean count has no closed form; it is at most a quarter larger than :math:`1/\text{resolution}^2`. (At lower
+        counts it has no useful bound; see :attr:`PoissonNoise.resolution`.)
         """
         return float((self.gain**2 * self.background.clamp(min=1) + self.sigma**2).sqrt().min())
 

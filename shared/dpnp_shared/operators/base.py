@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse import linalg
 from torch import Tensor, nn
 
 
@@ -51,6 +53,17 @@ class Operator(nn.Module, ABC):
         """
         return None
 
+    def as_measurement(self, stored: Tensor) -> Tensor:
+        """A measurement in the shape that :meth:`forward` gives, from the form in which files hold it.
+
+        Args:
+            stored: one measurement, without a batch dimension.
+
+        Returns:
+            ``(*y_shape)``; by default ``stored`` itself.
+        """
+        return stored
+
     @property
     def unseen(self) -> Tensor | None:
         """Pixels that the measurement says nothing about; None if there are none as such.
@@ -65,14 +78,16 @@ class Operator(nn.Module, ABC):
         return None
 
     def _check_image(self, x: Tensor) -> None:
-        """Refuse images of another shape than ``image_shape``.
+        """Refuse images of another shape than ``image_shape``, and a batch of none.
 
         Raises:
             ValueError: names both shapes.
         """
-        if self.image_shape is not None and (x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape):
+        if self.image_shape is not None and (x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape or not len(x)):
             c, h, w = self.image_shape
-            raise ValueError(f"x has shape {tuple(x.shape)}; {type(self).__name__} takes images (B, {c}, {h}, {w})")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; {type(self).__name__} takes images (B, {c}, {h}, {w}), B > 0"
+            )
 
 
 class FunctionOperator(Operator):
@@ -183,18 +198,27 @@ class LinearOperator(Operator):
         return self.image_shape
 
 
-def as_operator(A: Any) -> Operator:
+def as_operator(A: Any, image_shape: tuple[int, int, int] | None = None) -> Operator:
     """Take an operator, a module or a function where an operator is wanted.
 
     Args:
-        A: an :class:`Operator` (returned as it is), or any module or function that maps ``(B, C, H, W)`` to
-            ``(B, *y_shape)`` (wrapped by :class:`FunctionOperator`).
+        A: an :class:`Operator` (returned as it is); any module or function that maps ``(B, C, H, W)`` to
+            ``(B, *y_shape)`` (wrapped by :class:`FunctionOperator`); or a sparse matrix or linear operator of SciPy
+            (wrapped by :class:`~dpnp_shared.operators.ScipyOperator`).
+        image_shape: ``(C, H, W)``, which the last kind needs.
 
     Raises:
-        TypeError: ``A`` is neither.
+        TypeError: ``A`` is none of them.
+        ValueError: no ``image_shape`` was given for an operator of SciPy.
     """
     if isinstance(A, Operator):
         return A
+    if sparse.issparse(A) or isinstance(A, linalg.LinearOperator):
+        from dpnp_shared.operators.scipy_operator import ScipyOperator  # which needs this module
+
+        if image_shape is None:
+            raise ValueError(f"operator is a {type(A).__name__} of SciPy; give ScipyOperator(A, image_shape=(C, H, W))")
+        return ScipyOperator(A, image_shape)
     if isinstance(A, type) or not callable(A):
         got = f"the class {A.__name__}" if isinstance(A, type) else f"a {type(A).__name__}"
         raise TypeError(f"operator is {got}; allowed are an Operator, an nn.Module or a function A(x)")
@@ -213,19 +237,21 @@ def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 
-def array_argument(value: Any, name: str) -> Tensor:
-    """A real array given as a tensor, as (nested) lists or numbers, or as the path of a ``.npy`` file.
+def array_argument(value: Any, name: str, *, allow_complex: bool = False) -> Tensor:
+    """An array given as a tensor, as (nested) lists or numbers, or as the path of a ``.npy`` file.
 
     Args:
         value: the array, in any of these forms.
         name: the argument's name, for errors.
+        allow_complex: take complex numbers as well.
 
     Returns:
-        A tensor in float64, so that nothing is lost before it is cast at use.
+        A tensor in float64, or complex128 where the array is complex, so that nothing is lost before it is cast at
+        use.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        TypeError: the array is complex.
+        TypeError: the array is complex and may not be.
         ValueError: the file is not ``.npy``, or an entry is not finite.
     """
     if isinstance(value, str | Path):
@@ -234,9 +260,9 @@ def array_argument(value: Any, name: str) -> Tensor:
         value = np.load(value, allow_pickle=False)
     exact = isinstance(value, Tensor | np.ndarray)
     array = torch.as_tensor(value) if exact else torch.as_tensor(value, dtype=torch.float64)
-    if array.is_complex():
+    if array.is_complex() and not allow_complex:
         raise TypeError(f"{name} has dtype {array.dtype}; it must be real")
-    array = array.detach().to(torch.float64, copy=True)
+    array = array.detach().to(torch.complex128 if array.is_complex() else torch.float64, copy=True)
     bad = int((~array.isfinite()).sum())
     if bad:
         raise ValueError(f"{name} holds {bad} entries that are NaN or infinite; all must be finite")

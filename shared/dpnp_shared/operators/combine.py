@@ -61,6 +61,10 @@ class Compose(Operator):
         """What the first operator does not see."""
         return _list(self.operators)[0].unseen
 
+    def as_measurement(self, stored: Tensor) -> Tensor:
+        """As the last operator takes it from files."""
+        return _list(self.operators)[-1].as_measurement(stored)
+
     def display(self, y: Tensor) -> Tensor | None:
         """As the last operator shows its measurements."""
         return _list(self.operators)[-1].display(y)

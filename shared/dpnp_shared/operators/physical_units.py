@@ -66,6 +66,10 @@ class PhysicalUnits(Operator):
         linear = self.operator.linear_part
         return None if self.clamp or linear is None else Scaled(linear, self.scale)
 
+    def as_measurement(self, stored: Tensor) -> Tensor:
+        """As the operator takes it from files."""
+        return self.operator.as_measurement(stored)
+
     @property
     def unseen(self) -> Tensor | None:
         """What the operator does not see."""

@@ -45,7 +45,7 @@ class ClosurePhases(Closures):
         """Phases ``(B, m)``."""
         # a phase does not depend on the modulus: dividing by it as by a constant changes no derivative, and nothing underflows
         modulus = V.abs().detach()
-        unit = torch.where(modulus > 0, V / modulus.clamp_min(torch.finfo(modulus.dtype).tiny), 1.0)
+        unit = torch.where(modulus == 0, 1.0, V / modulus.clamp_min(torch.finfo(modulus.dtype).tiny))
         return torch.atan2(unit.imag, unit.real)
 
     def of(self, V: Tensor) -> Tensor:
