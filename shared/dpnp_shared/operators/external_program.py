@@ -230,11 +230,12 @@ class _Process:
             self.process = subprocess.Popen(
                 self.words, stdin=pipe, stdout=pipe, stderr=self.errors, start_new_session=True
             )
+        else:  # what it has written about earlier messages
+            self.errors.seek(0)
+            self.errors.truncate()
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
-        self.errors.seek(0)
-        self.errors.truncate()
         late = threading.Event()
 
         def end() -> None:  # and the reading below ends
