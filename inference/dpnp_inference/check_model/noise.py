@@ -13,7 +13,7 @@ from dpnp_inference.check_model.subject import TINY, Subject, name_of, shape_of,
 
 STEP = {torch.float32: 1e-1, torch.float64: 1e-3}  # of difference quotients, in units of the noise
 TOLERANCE = {torch.float32: 3e-2, torch.float64: 1e-3}
-MOST_ENTRIES = 2**22  # that are simulated at once
+MOST_ENTRIES = 2**21  # that are simulated at once
 
 
 @torch.no_grad()
