@@ -94,7 +94,7 @@ class EarthRotation(Coverage):
 
     Args:
         times: hours of universal time after 0 h of ``date``, one a scan.
-        date: year-month-day (in YAML within quotation marks).
+        date: year, month and day.
         right_ascension: of the source, in hours.
         declination: of the source, in degrees.
         wavelength: in metres.
@@ -113,7 +113,7 @@ class EarthRotation(Coverage):
     def __init__(
         self,
         times: list[float],
-        date: str = "2017-04-11",
+        date: tuple[int, int, int] = (2017, 4, 11),
         right_ascension: float = 12.513729,
         declination: float = 12.391123,
         wavelength: float = 1.3e-3,
@@ -148,18 +148,18 @@ class EarthRotation(Coverage):
         if not rows:
             raise ValueError(
                 f"no two stations of {', '.join(self.names)} see the source {min_elevation} degrees above their horizon at any "
-                f"of the times {times} of {date}"
+                f"of the times {times} of the date {date}"
             )
         super().__init__(torch.tensor(rows, dtype=torch.float64))
 
 
-def sidereal_time(date: str, hours: float) -> float:
+def sidereal_time(date: tuple[int, int, int], hours: float) -> float:
     """Greenwich mean sidereal time, to a tenth of a second in this century.
 
     The linear part of the expression of Aoki et al. 1982 (Astron. Astrophys. 105, 359).
 
     Args:
-        date: year-month-day.
+        date: year, month and day.
         hours: of universal time after its beginning.
 
     Returns:
@@ -169,9 +169,9 @@ def sidereal_time(date: str, hours: float) -> float:
         ValueError: ``date`` is not a date.
     """
     try:
-        days = (calendar_date.fromisoformat(date) - calendar_date(2000, 1, 1)).days - 0.5 + hours / 24
+        days = (calendar_date(*date) - calendar_date(2000, 1, 1)).days - 0.5 + hours / 24
     except (TypeError, ValueError) as error:
-        raise ValueError(f"date = {date!r}; allowed is year-month-day, as in 2017-04-11") from error
+        raise ValueError(f"date = {date}; allowed are a year, a month and a day, as in (2017, 4, 11)") from error
     return (280.46061837 + 360.98564736629 * days) / 15 % 24
 
 
