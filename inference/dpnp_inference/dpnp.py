@@ -38,7 +38,8 @@ __all__ = ["DPnP", "SamplingError", "Sweep", "image_shape_of"]
 
 log = logging.getLogger(__name__)
 
-LEAST_JUMP = 0.01  # at the last coupling, where the likelihood does not dominate, a kernel that mixes has a jump near 1
+LEAST_JUMP = 0.1  # at the last coupling, where the likelihood does not dominate, a kernel that mixes has a jump near 1
+LEAST_ACCEPTANCE = 0.01  # below it, with proposals that are not finite, the forward model is to blame
 MOST_STILL = 0.05  # part of the draws that repeat the one before
 NOT_A_CHAIN = 2**32  # no chain has an index from here on: 2^32 is the simulated measurement's
 
@@ -351,7 +352,7 @@ def movement_warnings(kernel: str, batches: list[list[dict[str, float]]]) -> lis
         return []
     remedy = (
         "the likelihood is NaN or zero at most proposals: look at the forward model with 'dpnp-reconstruct check-model'"
-        if non_finite > 0 and acceptance < LEAST_JUMP
+        if non_finite > 0 and acceptance < LEAST_ACCEPTANCE
         else "give it more steps (proximal.steps) or a smaller eta_min; for a differentiable model try HMC, for one that is not "
         "see whether it can be made so; 'dpnp-reconstruct check-model' finds a wrong gradient or scale"
     )
