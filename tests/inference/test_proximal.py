@@ -329,10 +329,10 @@ def test_auto_takes_the_most_exact_sampler(operator, noise, expected, word):
     assert word in reason
 
 
-def test_auto_needs_values_only():
-    operator = PhaseRetrieval(SHAPE)
-    operator.differentiable = False
-    model = ForwardModel(operator, GaussianNoise(0.1))
+@pytest.mark.parametrize("without_gradient", ["operator", "noise"])
+def test_auto_needs_values_only(without_gradient):
+    model = ForwardModel(PhaseRetrieval(SHAPE), GaussianNoise(0.1))
+    getattr(model, without_gradient).differentiable = False
     sampler, reason = choose_proximal(model)
     assert isinstance(sampler, EllipticalSlice)
     assert "PhaseRetrieval" in reason

@@ -56,7 +56,7 @@ class DPS:
     Raises:
         ValueError: an argument out of range, no time step within the prior's noise levels, or an operator for another number of
             channels than the prior's.
-        TypeError: the operator says that it is not differentiable.
+        TypeError: the operator or the noise says that it is not differentiable.
     """
 
     def __init__(
@@ -72,9 +72,10 @@ class DPS:
             raise ValueError(f"steps = {steps}; allowed are 1 to {TIMESTEPS}")
         if not 0 <= zeta < math.inf:
             raise ValueError(f"zeta = {zeta}; it must be at least 0 and finite")
-        if not forward_model.operator.differentiable:
+        if not forward_model.differentiable:
             raise TypeError(
-                f"DPS needs a differentiable operator, and {type(forward_model.operator).__name__} says it is not"
+                f"DPS needs a differentiable likelihood; of {type(forward_model.operator).__name__} and "
+                f"{type(forward_model.noise).__name__} one says it is not"
             )
         self.prior, self.forward_model = prior, forward_model
         self.steps, self.zeta, self.dtype = steps, zeta, dtype

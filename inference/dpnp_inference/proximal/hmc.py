@@ -80,14 +80,15 @@ class HMC:
 
     @staticmethod
     def supports(forward_model: ForwardModel) -> bool:
-        """Whether the forward map says that it is differentiable."""
-        return forward_model.operator.differentiable
+        """Whether operator and noise say that they are differentiable."""
+        return forward_model.differentiable
 
     def init(self, forward_model: ForwardModel, y: Tensor, x: Tensor) -> HMCState:
         """See :class:`ProximalSampler`."""
         if not self.supports(forward_model):
             raise TypeError(
-                f"HMC needs a differentiable operator, and {type(forward_model.operator).__name__} says it is not"
+                f"HMC needs a differentiable likelihood; of {type(forward_model.operator).__name__} and "
+                f"{type(forward_model.noise).__name__} one says it is not"
             )
         log_s = torch.full((x.shape[0],), self.first_step, dtype=x.dtype, device=x.device).log()
         return HMCState(forward_model, y, x, log_s, float("nan"))

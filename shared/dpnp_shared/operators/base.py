@@ -74,7 +74,7 @@ class Operator(nn.Module, ABC):
 
     @property
     def linear_part(self) -> LinearOperator | None:
-        """The linear L of an affine operator, ``A(x) = L x + A(0)``; None where the operator is not affine."""
+        """The linear L of an affine operator, ``A(x) = L x + A(0)``; None where it is not affine, or L is not known."""
         return None
 
     def _check_image(self, x: Tensor) -> None:
