@@ -97,7 +97,7 @@ class DPnP:
             prior, self.kernel_model, self.blank(), exact_splitting=self.proximal.exact_splitting
         )
         prior.check_sigma(torch.tensor(self.schedule))
-        tempered = isinstance(self.proximal, MarkovKernel)
+        tempered = isinstance(self.proximal, MarkovKernel) and not self.population  # which has a path of its own
         self.powers = [annealing.power(eta, self.schedule[-1]) if tempered else 1.0 for eta in self.schedule]
 
     @property

@@ -44,6 +44,7 @@ def test_only_the_way_is_tempered():
         assert max(numbers) < 11
         assert f"power from {dpnp.powers[0]:.2g} to 1" in dpnp.plan
         assert set(DPnP(prior, model, proximal=kernel, annealing=Annealing(temper=0.0)).powers) == {1.0}
+        assert set(DPnP(prior, model, proximal=kernel, population=True).powers) == {1.0}
     for kernel in (ClosedForm(), PerturbAndSolve()):
         assert not isinstance(kernel, MarkovKernel)
         assert set(DPnP(prior, model, proximal=kernel).powers) == {1.0}
