@@ -80,12 +80,14 @@ def one_problem(operator, noise):
         (ClosedForm(exact_splitting=False), 0.2),
         (ClosedForm(exact_splitting=False), 2.0),
         (ClosedForm(), 0.1),
-        (PerturbAndSolve(exact_splitting=False), 0.7),
-        (PerturbAndSolve(exact_splitting=False, tolerance=1e-8), 5.0),
-        (PerturbAndSolve(), 0.1),
-        (PerturbAndSolve(), 0.25),
+        (PerturbAndSolve(exact_splitting=False, most_diagonalised=0), 0.7),
+        (PerturbAndSolve(exact_splitting=False, tolerance=1e-8, most_diagonalised=0), 5.0),
+        (PerturbAndSolve(most_diagonalised=0), 0.1),
+        (PerturbAndSolve(most_diagonalised=0), 0.25),
+        (PerturbAndSolve(most_diagonalised=0), 0.7),
+        (PerturbAndSolve(tolerance=1e-8, most_diagonalised=0), 5.0),
         (PerturbAndSolve(), 0.7),
-        (PerturbAndSolve(tolerance=1e-8), 5.0),
+        (PerturbAndSolve(exact_splitting=False), 5.0),
     ],
     ids=[
         "closed-0.2",
@@ -97,6 +99,8 @@ def one_problem(operator, noise):
         "cg-split-0.25",
         "cg-split-0.7",
         "cg-split-5",
+        "diagonalised-split-0.7",
+        "diagonalised-5",
     ],
 )
 def test_law_of_linear_gaussian_models(name, sampler, eta):
@@ -119,6 +123,7 @@ def test_coloured_noise():
         ClosedForm(exact_splitting=False),
         PerturbAndSolve(exact_splitting=False, tolerance=1e-8),
         PerturbAndSolve(tolerance=1e-8),
+        PerturbAndSolve(tolerance=1e-8, most_diagonalised=0),
     ):
         n, state = 2000, sampler.init(model, y, x)
         for eta in (0.1, 0.6):
@@ -291,7 +296,7 @@ def test_conjugate_gradients_report_what_they_did_not_reach():
     assert float(zero.abs().max()) == 0
     assert float(residual.max()) == 0
     _model, y, x = one_problem(operators()["matrix"], GaussianNoise(1e-3))
-    sampler = PerturbAndSolve(most_iterations=1)
+    sampler = PerturbAndSolve(most_iterations=1, most_diagonalised=0)
     with pytest.warns(RuntimeWarning, match="raise most_iterations"):
         sampler.step(
             sampler.init(ForwardModel(_Plain(operators()["matrix"]), GaussianNoise(1e-3)), y, x),
@@ -299,6 +304,29 @@ def test_conjugate_gradients_report_what_they_did_not_reach():
             10.0,
             generator=ChainGenerators(0, range(1)),
         )
+
+
+def test_diagonalising_spares_the_iterations():
+    # 24 unknowns, squared singular values from 1e-4 to 1e4 times the noise's
+    left, right = (
+        torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(s), dtype=torch.float64))[0] for s in (1, 2)
+    )
+    A = _Plain(MatrixOperator(left * torch.logspace(-2, 2, D, dtype=torch.float64) @ right.T, SHAPE))
+    noise = GaussianNoise(torch.linspace(0.5, 2, D).double())
+    model, y, x = one_problem(A, noise)
+    draws = {}
+    for most in (0, D):
+        sampler = PerturbAndSolve(tolerance=1e-9, most_diagonalised=most)
+        state = sampler.init(model, y, x)
+        _, draws[most], info = sampler.step(state, x, 3.0, generator=ChainGenerators(0, range(1)))
+        assert float(info.residual.max()) <= 1e-9
+        assert (info.forward_calls <= 3 + 2 * 13 + 2 * 2) == (most == D)
+    torch.testing.assert_close(draws[0], draws[D], rtol=0, atol=1e-4)
+    values, vectors = sampler.init(model, y, x).spectrum
+    dense, _ = model.linear_gaussian_dense(SHAPE)
+    gram = dense.T @ (dense / noise.sigma[:, None] ** 2)
+    torch.testing.assert_close(vectors * values @ vectors.T, gram)
+    assert PerturbAndSolve(most_diagonalised=D - 1).init(model, y, x).spectrum is None
 
 
 class _Plain(LinearOperator):
@@ -347,6 +375,7 @@ def test_bad_arguments_are_named():
         (lambda: MALA(target=1.0), "target"),
         (lambda: PerturbAndSolve(tolerance=0), "tolerance"),
         (lambda: PerturbAndSolve(most_iterations=0), "most_iterations"),
+        (lambda: PerturbAndSolve(most_diagonalised=-1), "most_diagonalised"),
         (lambda: HMC(leapfrogs=0), "leapfrogs"),
         (lambda: HMC(warmup=-1), "warmup"),
         (lambda: HMC(target=0.0), "target"),
