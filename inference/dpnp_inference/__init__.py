@@ -5,7 +5,15 @@ from dpnp_inference.dds import DDSDDIM, DDSDDPM, DenoisingSampler
 from dpnp_inference.dpnp import DPnP, SamplingError, Sweep
 from dpnp_inference.population import Population
 from dpnp_inference.posterior import Interval, Posterior
-from dpnp_inference.proximal import HMC, MALA, ClosedForm, EllipticalSlice, PerturbAndSolve, ProximalSampler
+from dpnp_inference.proximal import (
+    HMC,
+    MALA,
+    ClosedForm,
+    EllipticalSlice,
+    PerturbAndSolve,
+    PixelwiseSlice,
+    ProximalSampler,
+)
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_inference.replica_exchange import ReplicaExchange
 
@@ -22,6 +30,7 @@ __all__ = [
     "EllipticalSlice",
     "Interval",
     "PerturbAndSolve",
+    "PixelwiseSlice",
     "Population",
     "Posterior",
     "ProximalSampler",

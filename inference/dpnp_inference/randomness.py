@@ -49,6 +49,21 @@ class ChainGenerators:
         """One uniform number in [0, 1) a chain, ``(B,)``."""
         return self._take(torch.rand, 1, dtype).flatten().to(device)
 
+    def uniform_like(self, x: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) shaped like ``x`` ``(B, …)``, row i from chain i."""
+        return self._take(torch.rand, x[0].numel(), x.dtype).reshape(x.shape).to(x.device)
+
+    def spawn(self) -> ChainGenerators:
+        """New streams, each seeded by one number of its chain's own.
+
+        However many numbers are taken from them, this object's streams go on the same: what one chain needs does not depend on
+        how long the others take.
+        """
+        child = ChainGenerators(0, ())
+        seeds = self._take(torch.rand, 1, torch.float64).flatten() * 2**53
+        child.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        return child
+
     def _take(self, draw: Draw, n: int, dtype: torch.dtype) -> Tensor:
         """The next ``n`` numbers of each chain, ``(B, n)``."""
         block = self._blocks.get((draw, dtype))

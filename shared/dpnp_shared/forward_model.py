@@ -38,6 +38,11 @@ class ForwardModel(nn.Module):
         return self.operator.differentiable and self.noise.differentiable
 
     @property
+    def pixelwise(self) -> bool:
+        """Whether the likelihood is a product of one factor a pixel, as :meth:`pixel_log_likelihood` gives them."""
+        return self.operator.pixelwise and self.noise.independent
+
+    @property
     def linear_gaussian(self) -> bool:
         r"""Whether :math:`y = Ax + N(0, R)`, so that a Gaussian prior has a Gaussian posterior."""
         return isinstance(self.operator, LinearOperator) and isinstance(self.noise, GaussianNoise)
@@ -117,6 +122,28 @@ class ForwardModel(nn.Module):
                 f"{x.shape[0]}; it must be ({x.shape[0]},)"
             )
         return log_prob
+
+    def pixel_log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""What each pixel contributes to :meth:`log_likelihood` where the model is :attr:`pixelwise`.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            y: one measurement ``(…, C, H, W)`` for all images, or one for each ``(B, …, C, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)``.
+
+        Raises:
+            NotImplementedError: the noise of an entry depends on others.
+            ValueError: the measurement does not have the image's dimensions last.
+        """
+        clean: Tensor = self.operator(x)
+        if clean.shape[:1] + clean.shape[-3:] != x.shape:
+            raise ValueError(
+                f"the operator is pixelwise and gave {tuple(clean.shape)} for images {tuple(x.shape)}; "
+                "it must give (B, …, C, H, W)"
+            )
+        return self.noise.entry_log_prob(y, clean).reshape(len(x), -1, *x.shape[1:]).sum(1)
 
     @torch.no_grad()
     def check_measurement(

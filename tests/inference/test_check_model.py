@@ -69,11 +69,11 @@ RIGHT = {
     "coded_diffraction": (lambda: CodedDiffraction(SHAPE, masks=2), None),
     "quantisation": (lambda: Quantisation(8), None),
     "dithered": (lambda: DitheredQuantisation(SHAPE, 4, 0.5), lambda: DitheredLogisticNoise(0.2)),
-    "poisson": (lambda: lambda x: 20 * torch.exp(x), lambda: PoissonNoise()),
+    "poisson": (lambda: FunctionOperator(lambda x: 20 * torch.exp(x), pixelwise=True), lambda: PoissonNoise()),
     "sparse": (lambda: ScipyOperator(sparse.random_array((9, 24), density=0.3, rng=0), SHAPE), None),
     "complex_sparse": (lambda: ScipyOperator((1 + 2j) * sparse.random_array((9, 24), density=0.3, rng=0), SHAPE), None),
     "numpy": (lambda: NumpyOperator(lambda x: np.sort(x[:, 0], axis=1)), None),
-    "numpy_vjp": (lambda: NumpyOperator(np.sin, vjp=lambda x, v: np.cos(x) * v), None),
+    "numpy_vjp": (lambda: NumpyOperator(np.sin, vjp=lambda x, v: np.cos(x) * v, pixelwise=True), None),
     "program": (lambda: ExternalProgram("cp {input} {output}", SHAPE, per_image=False), None),
 }
 
@@ -82,10 +82,12 @@ RIGHT = {
 def test_right_models_pass_all_checks(name):
     operator, noise = RIGHT[name]
     findings = found(operator(), None if noise is None else noise())
-    assert statuses(findings) == ({"linearity": "NOTE"} if name == "program" else {})  # which copies, and cannot say so
+    notes = {"linearity": "NOTE", "pixelwise": "NOTE"} if name == "program" else {}  # which copies, and does not say so
+    assert statuses(findings) == notes
     assert {"output", "independence", "values", "linearity", "gradient", "noise density", "sampler", "time"} <= {
         *findings
     }
+    assert ("pixelwise" in findings) == (name in ("program", "high_dynamic_range", "quantisation", "dithered", "poisson", "numpy_vjp"))
     assert ("adjoint" in findings) == (name in ("inpainting", "super_resolution", "blur", "compressed_sensing", "convolution", "compose",
                                                 "physical_units", "sparse", "complex_sparse"))  # fmt: skip
     assert all("OK" in finding.status or finding.remedy for finding in findings.values())
@@ -234,6 +236,9 @@ def complex_linear(**parts):
         (lambda x: x.square().sum((1, 2, 3)).sqrt(), "gradient", "NOTE", "not finite for a blank image"),
         (lambda x: torch.where(x > 0, x.sqrt(), x), "gradient", "PROBLEM", "not finite for draws"),
         (FunctionOperator(torch.tanh, differentiable=False), "gradient", "NOTE", "Set differentiable = True"),
+        (FunctionOperator(lambda x: x.sin() + x.cumsum(2), pixelwise=True), "pixelwise", "PROBLEM", "change with other pixels"),
+        (FunctionOperator(lambda x: x.sin().mean(1), pixelwise=True), "pixelwise", "PROBLEM", r"\(6, 4\) does not end"),
+        (lambda x: torch.stack([x.sin(), x.cos()], 1), "pixelwise", "NOTE", "does not say so.*pixelwise = True"),
         (WrongParts(unseen=torch.ones(SHAPE, dtype=torch.bool)), "unseen", "PROBLEM", "change the measurement"),
         (WrongParts(display=torch.zeros(6, 4)), "display", "PROBLEM", r"gives \(6, 4\).*y\[None\]"),
         (WrongParts(display=3), "display", "PROBLEM", "gives a int"),

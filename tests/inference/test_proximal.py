@@ -6,7 +6,15 @@ import torch
 from scipy.stats import kstest
 
 from dpnp_inference import ChainGenerators
-from dpnp_inference.proximal import HMC, MALA, ClosedForm, EllipticalSlice, PerturbAndSolve, choose_proximal
+from dpnp_inference.proximal import (
+    HMC,
+    MALA,
+    ClosedForm,
+    EllipticalSlice,
+    PerturbAndSolve,
+    PixelwiseSlice,
+    choose_proximal,
+)
 from dpnp_inference.proximal.perturb_and_solve import (
     chebyshev_root,
     conjugate_gradients,
@@ -18,6 +26,7 @@ from dpnp_shared.noise import DitheredLogisticNoise, GaussianNoise, Noise
 from dpnp_shared.operators import (
     DitheredQuantisation,
     GaussianBlur,
+    HighDynamicRange,
     LinearOperator,
     MatrixOperator,
     PhaseRetrieval,
@@ -347,7 +356,9 @@ class _Plain(LinearOperator):
         (RandomInpainting(SHAPE), GaussianNoise([0.1] * 6), PerturbAndSolve, "conjugate gradients"),
         (_Plain(GaussianBlur(SHAPE, 1.0)), GaussianNoise(0.1), PerturbAndSolve, "conjugate gradients"),
         (PhaseRetrieval(SHAPE), GaussianNoise(0.1), MALA, "differentiable"),
-        (DitheredQuantisation(SHAPE), DitheredLogisticNoise(0.1), MALA, "differentiable"),
+        (DitheredQuantisation(SHAPE), DitheredLogisticNoise(0.1), PixelwiseSlice, "every pixel by itself"),
+        (HighDynamicRange(), GaussianNoise(0.1), PixelwiseSlice, "every pixel by itself"),
+        (HighDynamicRange(), GaussianNoise(covariance=torch.eye(D)), MALA, "differentiable"),
         (GaussianBlur(SHAPE, 1.0), DitheredLogisticNoise(0.1), MALA, "differentiable"),
     ],
 )
@@ -364,7 +375,7 @@ def test_auto_needs_values_only(without_gradient):
     sampler, reason = choose_proximal(model)
     assert isinstance(sampler, EllipticalSlice)
     assert "PhaseRetrieval" in reason
-    for refusing in (ClosedForm(), PerturbAndSolve(), MALA(), HMC()):
+    for refusing in (ClosedForm(), PerturbAndSolve(), PixelwiseSlice(), MALA(), HMC()):
         with pytest.raises(TypeError, match="PhaseRetrieval"):
             refusing.init(model, torch.zeros(1), torch.zeros(1, *SHAPE))
 
@@ -382,6 +393,8 @@ def test_bad_arguments_are_named():
         (lambda: HMC(first_step=-1.0), "first_step"),
         (lambda: EllipticalSlice(steps=0), "steps"),
         (lambda: EllipticalSlice(most_proposals=0), "most_proposals"),
+        (lambda: PixelwiseSlice(steps=0), "steps"),
+        (lambda: PixelwiseSlice(most_proposals=0), "most_proposals"),
     ]:
         with pytest.raises(ValueError, match=word):
             make()

@@ -335,6 +335,37 @@ def test_entries_of_a_batch_do_not_touch(case):
     assert noise.sample(clean).shape == y.shape
 
 
+def test_the_density_is_that_of_its_entries(case):
+    noise, clean, y = measurements(case)
+    assert noise.independent
+    entries = noise.entry_log_prob(y, clean)
+    assert entries.shape == clean.shape
+    torch.testing.assert_close(entries.flatten(1).sum(1), noise.log_prob(y, clean), rtol=1e-12, atol=1e-12)
+    moved = clean.clone()
+    moved[1, 0, 2] = moved[1, 0, 2] * 1.25 + 0.01
+    assert (noise.entry_log_prob(y, moved) != entries).nonzero().tolist() == [[1, 0, 2]]
+
+
+def test_entries_of_correlated_noise_have_no_density_of_their_own():
+    full = GaussianNoise(covariance=torch.eye(2))
+    assert not full.independent
+    with pytest.raises(RuntimeError, match="covariance"):
+        full.entry_log_prob(torch.zeros(2), torch.zeros(1, 2))
+
+    class Whole(Noise):
+        def sample(self, clean, generator=None):
+            return clean
+
+    class Special(GaussianNoise):
+        def log_prob(self, y, clean):
+            return 0 * clean.flatten(1).sum(1)
+
+    assert not Whole().independent
+    assert not Special(0.1).independent
+    with pytest.raises(NotImplementedError, match="Whole must define entry_log_prob"):
+        Whole().log_prob(torch.zeros(2), torch.zeros(1, 2))
+
+
 def test_parameters_may_be_one_an_entry(case):
     if not case.scales:
         with pytest.raises((TypeError, RuntimeError, ValueError)):

@@ -505,6 +505,27 @@ def test_images_of_a_batch_do_not_touch(case):
         assert not bool(blank.any())
 
 
+def test_pixelwise_operators_see_every_pixel_by_itself(case):
+    _, operator, shape = case
+    x = normal(1, *shape)
+    if not operator.pixelwise:
+        return
+    x[0, 0, -1, 1], one = -0.6, x.clone()
+    entries = operator(x).reshape(-1, *shape)
+    one[0, 0, -1, 1] = 0.2
+    changed = (operator(one).reshape(-1, *shape) != entries).any(0)
+    assert bool(changed[0, -1, 1])
+    assert int(changed.sum()) == 1
+
+
+def test_these_operators_are_pixelwise():
+    pixelwise = {case.operator.__name__ for name, case in OPERATORS.items() if built(name)[0].pixelwise}
+    assert {"Quantisation", "HighDynamicRange", "DitheredQuantisation", "Identity"} <= pixelwise
+    assert Scaled(Identity((1, 4, 4)), 3.0).pixelwise
+    assert PhysicalUnits(HighDynamicRange()).pixelwise
+    assert not PhysicalUnits(PhaseRetrieval((1, 4, 4))).pixelwise
+
+
 def test_an_empty_batch_stays_empty_or_is_refused(case):
     _, operator, shape = case
     try:

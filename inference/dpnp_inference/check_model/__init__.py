@@ -40,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     linearity.check_norm,
     linearity.check_gram_function,
     gradient.check_gradient,
+    output.check_pixelwise,
     output.check_unseen,
     noise.check_noise,
     noise.check_noise_density,

@@ -163,6 +163,34 @@ def check_values(subject: Subject) -> Iterator[Finding]:
 
 
 @torch.no_grad()
+def check_pixelwise(subject: Subject) -> Iterator[Finding]:
+    """Every entry depends on its own pixel only where the operator says so; and it says so where that helps."""
+    A, x = subject.operator, subject.images[:2]
+    y = A(x)
+    fits = y.shape[-3:] == x.shape[1:]
+    if A.pixelwise and not fits:
+        found = f"It says that it is pixelwise, and a measurement {shape_of(y[0])} does not end with the dimensions of an image {shape_of(x[0])}."
+        yield problem("pixelwise", found, "Set pixelwise = False, or give measurements (…, C, H, W).")
+    gains = subject.noise.independent and not subject.forward_model.homogeneous.linear_gaussian
+    if not fits or not (A.pixelwise or gains):
+        return
+    changed = subject.normal(x, 13) > 0
+    there, before = (
+        A(images).reshape(len(x), -1, *x.shape[1:])
+        for images in (torch.where(changed, x + subject.spread * subject.normal(x, 14), x), x)
+    )
+    share, error = subject.differ(torch.where(changed[:, None], before, there), before)
+    if share and A.pixelwise:
+        found = f"It says that it is pixelwise, and entries change with other pixels than their own (by {error:.2g} of their size)."
+        yield problem("pixelwise", found, "Set pixelwise = False: each pixel would be drawn as if the others did not matter.")
+    elif A.pixelwise:
+        yield ok("pixelwise", "Every entry depends on its own pixel only, as it says.")
+    elif share == 0:
+        found = "Every entry depends on its own pixel only, and the operator does not say so."
+        yield note("pixelwise", found, "Set pixelwise = True: pixels are then drawn one by one, well even where the noise is small.")
+
+
+@torch.no_grad()
 def check_unseen(subject: Subject) -> Iterator[Finding]:
     """Pixels that are called unseen do not matter."""
     unseen = subject.operator.unseen

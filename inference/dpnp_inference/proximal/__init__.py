@@ -7,6 +7,7 @@ from dpnp_inference.proximal.elliptical_slice import EllipticalSlice
 from dpnp_inference.proximal.hmc import HMC
 from dpnp_inference.proximal.mala import MALA
 from dpnp_inference.proximal.perturb_and_solve import PerturbAndSolve
+from dpnp_inference.proximal.pixelwise_slice import PixelwiseSlice
 
 __all__ = [
     "HMC",
@@ -15,6 +16,7 @@ __all__ = [
     "EllipticalSlice",
     "MarkovKernel",
     "PerturbAndSolve",
+    "PixelwiseSlice",
     "ProximalInfo",
     "ProximalSampler",
     "TemperedForwardModel",

@@ -7,6 +7,7 @@ from dpnp_inference.proximal.closed_form import ClosedForm
 from dpnp_inference.proximal.elliptical_slice import EllipticalSlice
 from dpnp_inference.proximal.mala import MALA
 from dpnp_inference.proximal.perturb_and_solve import PerturbAndSolve
+from dpnp_inference.proximal.pixelwise_slice import PixelwiseSlice
 from dpnp_shared.forward_model import ForwardModel
 
 
@@ -30,6 +31,8 @@ def choose_proximal(forward_model: ForwardModel) -> tuple[ProximalSampler, str]:
             "perturb and solve by conjugate gradients with exact splitting: no bias for η ≤ 0.9 σ/‖A‖, "
             f"because {model} is linear and Gaussian"
         )
+    if PixelwiseSlice.supports(forward_model):
+        return PixelwiseSlice(), f"slice sampling of every pixel by itself, because {model} sees each by itself"
     if MALA.supports(forward_model):
         return MALA(), f"MALA with Metropolis step, because {model} is differentiable but not linear and Gaussian"
     return (

@@ -122,3 +122,7 @@ class TemperedForwardModel(ForwardModel):
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """``β log p(y | x)``; see :meth:`ForwardModel.log_likelihood <dpnp_shared.forward_model.ForwardModel.log_likelihood>`."""
         return self.power * super().log_likelihood(x, y)
+
+    def pixel_log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        """``β log p(y | x)`` of each pixel; see :meth:`ForwardModel.pixel_log_likelihood <dpnp_shared.forward_model.ForwardModel.pixel_log_likelihood>`."""
+        return self.power * super().pixel_log_likelihood(x, y)

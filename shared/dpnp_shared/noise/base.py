@@ -45,18 +45,38 @@ class Noise(nn.Module, ABC):
             ``y``, ``(B, *y_shape)``.
         """
 
-    @abstractmethod
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        """Exact log density (or log probability, where ``y`` is discrete), constants included.
+    @property
+    def independent(self) -> bool:
+        """Whether the entries of a measurement are independent of each other, so that :meth:`entry_log_prob` gives theirs."""
+        kind = type(self)
+        return kind.entry_log_prob is not Noise.entry_log_prob and kind.log_prob is Noise.log_prob
+
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Exact log density (or log probability, where ``y`` is discrete) of each entry, constants included.
+
+        A noise model defines it where its entries are independent, and :meth:`log_prob` where they are not.
 
         Args:
             y: one measurement ``(*y_shape)``, or one for each noiseless value ``(B, *y_shape)``.
             clean: noiseless values ``(B, *y_shape)``.
 
         Returns:
-            ``(B,)``, summed in float64 where the device has it: samplers need small differences of large
-            sums. Minus infinity where ``clean`` is outside of what the model allows, which samplers reject.
+            ``(B, *y_shape)``. Minus infinity where ``clean`` is outside of what the model allows, which samplers reject.
+
+        Raises:
+            NotImplementedError: the entries depend on each other.
         """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define entry_log_prob, or log_prob where entries depend on each other"
+        )
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Exact log density of measurements; see :meth:`entry_log_prob` for arguments and errors.
+
+        Returns:
+            ``(B,)``, summed in float64 where the device has it: samplers need small differences of large sums.
+        """
+        return sum_entries(self.entry_log_prob(y, clean))
 
     def bind(self, operator: Operator) -> Noise:
         """The noise model of an operator's measurements, as a forward model holds it.

@@ -15,7 +15,6 @@ from dpnp_shared.noise.base import (
     entries_argument,
     match_real,
     spread,
-    sum_entries,
     widen,
 )
 
@@ -59,11 +58,11 @@ class CensoredGaussianNoise(Noise):
         w = torch.randn(clean.shape, generator=generator, dtype=wide.dtype, device=device).to(clean.device)
         return (wide + spread(self.sigma, wide, "sigma") * w).clamp(self.low, self.high).to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r"""Sum over entries of the log density between the limits and the log probability at them.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r"""The log density between the limits and the log probability at them.
 
         The latter are :math:`\log\Phi((\text{low} - \bar y)/\sigma)` and :math:`\log\Phi((\bar y - \text{high})/\sigma)`,
-        right however far :math:`\bar y` is. See :meth:`Noise.log_prob`.
+        right however far :math:`\bar y` is. See :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -82,7 +81,7 @@ class CensoredGaussianNoise(Noise):
         for limit, at, side in ((self.low, single == low, -1), (self.high, single == high, 1)):
             if math.isfinite(limit):
                 terms = torch.where(at, _log_normal_cdf(side * (clean - limit) / sigma), terms)
-        return sum_entries(terms)
+        return terms
 
 
 def _log_normal_cdf(z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpnp_shared.noise.base import Noise, check_real, drawing_device, match_real, positive, sum_entries
+from dpnp_shared.noise.base import Noise, check_real, drawing_device, match_real, positive
 
 
 class DitheredLogisticNoise(Noise):
@@ -37,8 +37,8 @@ class DitheredLogisticNoise(Noise):
         u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype, device=device).to(clean.device)
         return 2 * (u < torch.sigmoid(clean / self.scale)).to(clean.dtype) - 1
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum \log \mathrm{sigmoid}(y \bar y / s)`; see :meth:`Noise.log_prob`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`\log \mathrm{sigmoid}(y \bar y / s)`; see :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -48,4 +48,4 @@ class DitheredLogisticNoise(Noise):
         bad = y[(y != 1) & (y != -1)]
         if bad.numel():
             raise ValueError(f"y holds {bad.numel()} entries like {bad[0].item()}; allowed are -1 and +1")
-        return sum_entries(functional.logsigmoid(y * clean / self.scale))
+        return functional.logsigmoid(y * clean / self.scale)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpnp_shared.noise.base import Entries, Noise, drawing_device, entries_argument, match, spread, sum_entries
+from dpnp_shared.noise.base import Entries, Noise, drawing_device, entries_argument, match, spread, sum_entries, widen
 from dpnp_shared.operators.base import array_argument
 
 
@@ -95,6 +95,25 @@ class GaussianNoise(Noise):
             w = w * math.sqrt(2)  # PyTorch's complex normal has variance 1/2 in each part
         return clean + self.sqrt_mul(w)
 
+    @property
+    def independent(self) -> bool:
+        """Whether there is no full covariance."""
+        return self.sigma is not None and type(self).log_prob is GaussianNoise.log_prob
+
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`-\tfrac12 |y - \bar y|^2/\sigma^2 - \tfrac12 \log 2\pi\sigma^2`, the latter twice for complex entries.
+
+        See :meth:`Noise.entry_log_prob`.
+
+        Raises:
+            RuntimeError: there is a covariance.
+            TypeError: one of ``y`` and ``clean`` is complex and the other is not.
+            ValueError: the shapes do not fit.
+        """
+        square = self._white_square(y, clean)
+        log_sigma = self._std(clean).to(square).log()
+        return -0.5 * square - (2 if clean.is_complex() else 1) * (log_sigma + 0.5 * math.log(2 * math.pi))
+
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         r""":math:`-\tfrac12 |R^{-1/2}(y - \bar y)|^2 - \tfrac12 \log\det(2\pi R)`.
 
@@ -104,18 +123,19 @@ class GaussianNoise(Noise):
             TypeError: one of ``y`` and ``clean`` is complex and the other is not.
             ValueError: the shapes do not fit.
         """
+        if self.sigma is not None:
+            return super().log_prob(y, clean)
+        square = self._white_square(y, clean)
+        half_log_det = float(self._factor().double().diagonal().log().sum())
+        return -0.5 * sum_entries(square) - half_log_det - 0.5 * square[0].numel() * math.log(2 * math.pi)
+
+    def _white_square(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`|R^{-1/2}(y - \bar y)|^2` of each entry, ``(B, *y_shape)``."""
         y = match(y, clean)
         if y.is_complex() != clean.is_complex():
             raise TypeError(f"y has dtype {y.dtype}, the noiseless measurement {clean.dtype}; one of them is complex")
         z = self.whiten(y.to(clean.dtype) - clean)
-        square = z.real**2 + z.imag**2 if z.is_complex() else z**2
-        parts = 2 if z.is_complex() else 1
-        entries = z[0].numel()
-        if self.sigma is not None:
-            half_log_det = float(self.sigma.double().log().mean()) * entries  # the mean survives broadcasting
-        else:
-            half_log_det = float(self._factor().double().diagonal().log().sum())
-        return -0.5 * sum_entries(square) - parts * (half_log_det + 0.5 * entries * math.log(2 * math.pi))
+        return widen(z.real**2 + z.imag**2 if z.is_complex() else z**2)
 
     def _factor(self) -> Tensor:
         if self.cholesky is None:

@@ -15,7 +15,6 @@ from dpnp_shared.noise.base import (
     entries_argument,
     match_real,
     spread,
-    sum_entries,
     widen,
 )
 
@@ -52,8 +51,8 @@ class LaplaceNoise(Noise):
         e = torch.log1p(-u)  # u < 1
         return (wide + spread(self.scale, wide, "scale") * (e[..., 0] - e[..., 1])).to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`-\sum |y - \bar y|/b + \log 2b`; see :meth:`Noise.log_prob`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`-|y - \bar y|/b - \log 2b`; see :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -61,4 +60,4 @@ class LaplaceNoise(Noise):
         """
         y, clean = match_real(y, clean)
         scale = spread(self.scale, clean, "scale")
-        return sum_entries(-(y - clean).abs() / scale - scale.log() - math.log(2))
+        return -(y - clean).abs() / scale - scale.log() - math.log(2)

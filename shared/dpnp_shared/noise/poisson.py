@@ -15,7 +15,6 @@ from dpnp_shared.noise.base import (
     entries_argument,
     match_real,
     spread,
-    sum_entries,
     widen,
 )
 
@@ -69,8 +68,8 @@ class PoissonNoise(Noise):
         """
         return draw_counts(self._mean(widen(check_real(clean, "clean"))), generator).to(clean)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum y \log(g \bar y + b) - (g \bar y + b) - \log y!`; see :meth:`Noise.log_prob`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`y \log(g \bar y + b) - (g \bar y + b) - \log y!`; see :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -78,7 +77,7 @@ class PoissonNoise(Noise):
         """
         y, clean = match_real(y, clean)
         mean = self._mean(clean)
-        return sum_entries(poisson_log_prob(check_counts(y), mean))
+        return poisson_log_prob(check_counts(y), mean)
 
     def _mean(self, clean: Tensor) -> Tensor:
         return spread(self.gain, clean, "gain") * clean + spread(self.background, clean, "background")

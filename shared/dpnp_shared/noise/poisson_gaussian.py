@@ -16,7 +16,6 @@ from dpnp_shared.noise.base import (
     entries_argument,
     match_real,
     spread,
-    sum_entries,
     widen,
 )
 from dpnp_shared.noise.poisson import check_together, draw_counts, poisson_log_prob
@@ -90,8 +89,8 @@ class PoissonGaussianNoise(Noise):
         w = torch.randn(clean.shape, generator=generator, dtype=wide.dtype, device=device).to(clean.device)
         return (spread(self.gain, wide, "gain") * counts + spread(self.sigma, wide, "sigma") * w).to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r"""Sum over entries of the log density; see :meth:`Noise.log_prob`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r"""The log density; see :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -108,7 +107,7 @@ class PoissonGaussianNoise(Noise):
             )
         mean = self._mean(clean)
         log_p: Tensor = _LogSum.apply(mean, photons.expand_as(mean), (sigma / gain).expand_as(mean))
-        return sum_entries(log_p - gain.log())
+        return log_p - gain.log()
 
     def _mean(self, clean: Tensor) -> Tensor:
         return clean / spread(self.gain, clean, "gain") + spread(self.background, clean, "background")

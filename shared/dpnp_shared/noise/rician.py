@@ -13,7 +13,6 @@ from dpnp_shared.noise.base import (
     entries_argument,
     match_real,
     spread,
-    sum_entries,
     widen,
 )
 
@@ -52,10 +51,10 @@ class RicianNoise(Noise):
         sigma = spread(self.sigma, wide, "sigma")
         return torch.hypot(wide + sigma * w[..., 0], sigma * w[..., 1]).to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum \log\frac{y}{\sigma^2} - \frac{(y - |\bar y|)^2}{2 \sigma^2} + \log(e^{-a} I_0(a))`, :math:`a = y|\bar y|/\sigma^2`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`\log\frac{y}{\sigma^2} - \frac{(y - |\bar y|)^2}{2 \sigma^2} + \log(e^{-a} I_0(a))`, :math:`a = y|\bar y|/\sigma^2`.
 
-        See :meth:`Noise.log_prob`.
+        See :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -68,4 +67,4 @@ class RicianNoise(Noise):
             raise ValueError(f"y holds {bad.numel()} entries like {float(bad[0])}; allowed are positive magnitudes")
         sigma, signal = spread(self.sigma, clean, "sigma"), clean.abs()
         gauss = -0.5 * ((y - signal) / sigma) ** 2
-        return sum_entries((y / sigma**2).log() + gauss + torch.special.i0e(y * signal / sigma**2).log())
+        return (y / sigma**2).log() + gauss + torch.special.i0e(y * signal / sigma**2).log()

@@ -16,7 +16,6 @@ from dpnp_shared.noise.base import (
     match_real,
     positive,
     spread,
-    sum_entries,
     widen,
 )
 
@@ -57,10 +56,10 @@ class StudentTNoise(Noise):
         t = square.sqrt() * (2 * math.pi * u[..., 1]).cos()
         return (wide + spread(self.scale, wide, "scale") * t).to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum \log\frac{\Gamma((\nu+1)/2)}{\Gamma(\nu/2)\sqrt{\nu\pi}\,s} - \frac{\nu+1}{2}\log(1+\frac{(y-\bar y)^2}{\nu s^2})`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`\log\frac{\Gamma((\nu+1)/2)}{\Gamma(\nu/2)\sqrt{\nu\pi}\,s} - \frac{\nu+1}{2}\log(1+\frac{(y-\bar y)^2}{\nu s^2})`.
 
-        See :meth:`Noise.log_prob`.
+        See :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -69,7 +68,7 @@ class StudentTNoise(Noise):
         y, clean = match_real(y, clean)
         scale = spread(self.scale, clean, "scale")
         kernel = -(self.dof + 1) / 2 * torch.log1p(((y - clean) / scale) ** 2 / self.dof)
-        return sum_entries(kernel - scale.log() + _log_height(self.dof))
+        return kernel - scale.log() + _log_height(self.dof)
 
 
 def _log_height(dof: float) -> float:

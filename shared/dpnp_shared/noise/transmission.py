@@ -13,7 +13,6 @@ from dpnp_shared.noise.base import (
     match_real,
     positive,
     spread,
-    sum_entries,
     widen,
 )
 from dpnp_shared.noise.poisson import MOST, check_counts, check_together, draw_counts, poisson_log_prob_of
@@ -62,10 +61,10 @@ class TransmissionNoise(Noise):
         """
         return draw_counts(self._log_mean(widen(check_real(clean, "clean"))).exp(), generator).to(clean)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum y \log\lambda - \lambda - \log y!` with :math:`\lambda = I_0 e^{-\bar y} + b`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`y \log\lambda - \lambda - \log y!` with :math:`\lambda = I_0 e^{-\bar y} + b`.
 
-        See :meth:`Noise.log_prob`.
+        See :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -73,7 +72,7 @@ class TransmissionNoise(Noise):
         """
         y, clean = match_real(y, clean)
         log_mean = self._log_mean(clean)
-        return sum_entries(poisson_log_prob_of(check_counts(y), log_mean.exp(), log_mean))
+        return poisson_log_prob_of(check_counts(y), log_mean.exp(), log_mean)
 
     def _log_mean(self, clean: Tensor) -> Tensor:
         photons, background = spread(self.photons, clean, "photons"), spread(self.background, clean, "background")
@@ -125,15 +124,15 @@ class LogPoissonNoise(Noise):
         counts = self.of_counts.sample(self.mu * widen(check_real(clean, "clean")), generator)
         return (-(counts.clamp(min=self.zero) / self._photons(counts)).log() / self.mu).to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        """Log probability of the counts that ``y`` stands for; see :meth:`Noise.log_prob`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Log probability of the counts that ``y`` stands for; see :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
             ValueError: an entry of ``y`` stands for no count, or the shapes do not fit.
         """
         y, clean = match_real(y, clean)
-        return self.of_counts.log_prob(self.counts_of(y).expand_as(clean), self.mu * clean)
+        return self.of_counts.entry_log_prob(self.counts_of(y).expand_as(clean), self.mu * clean)
 
     def counts_of(self, y: Tensor) -> Tensor:
         """The counts that line integrals stand for.

@@ -15,7 +15,6 @@ from dpnp_shared.noise.base import (
     entries_argument,
     match_real,
     spread,
-    sum_entries,
     widen,
 )
 
@@ -60,8 +59,8 @@ class VonMisesNoise(Noise):
         y = y - 2 * math.pi * ((y - math.pi) / (2 * math.pi)).ceil()
         return y.to(clean.dtype)
 
-    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
-        r""":math:`\sum \kappa (\cos(y - \bar y) - 1) - \log(2 \pi e^{-\kappa} I_0(\kappa))`; see :meth:`Noise.log_prob`.
+    def entry_log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        r""":math:`\kappa (\cos(y - \bar y) - 1) - \log(2 \pi e^{-\kappa} I_0(\kappa))`; see :meth:`Noise.entry_log_prob`.
 
         Raises:
             TypeError: ``y`` or ``clean`` is complex.
@@ -70,7 +69,7 @@ class VonMisesNoise(Noise):
         y, clean = match_real(y, clean)
         kappa = spread(self.concentration, clean, "concentration")
         half = ((y - clean) / 2).sin()  # cos - 1 = -2 sin² of the half, which keeps small differences
-        return sum_entries(-2 * kappa * half**2 - (2 * math.pi * torch.special.i0e(kappa)).log())
+        return -2 * kappa * half**2 - (2 * math.pi * torch.special.i0e(kappa)).log()
 
 
 def _von_mises(kappa: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -25,10 +25,13 @@ class Operator(nn.Module, ABC):
 
     Attributes:
         differentiable: whether autograd gives the gradient of :meth:`forward`.
+        pixelwise: whether every entry of the measurement depends on one pixel only, its own: ``y_shape`` is then ``(C, H, W)``, or
+            ``(…, C, H, W)`` where several entries see a pixel.
         image_shape: ``(C, H, W)`` of the images it takes, or None where it takes several.
     """
 
     differentiable: bool = True
+    pixelwise: bool = False
     image_shape: tuple[int, int, int] | None = None
 
     @abstractmethod
@@ -96,12 +99,15 @@ class FunctionOperator(Operator):
     Args:
         function: maps ``(B, C, H, W)`` to ``(B, *y_shape)``. A module becomes a submodule.
         differentiable: False where autograd cannot follow the function (a simulator outside of PyTorch, say).
+        pixelwise: True where every entry depends on its own pixel only; see :class:`Operator`.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], differentiable: bool = True) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], differentiable: bool = True, pixelwise: bool = False
+    ) -> None:
         super().__init__()
         self.function = function
-        self.differentiable = differentiable
+        self.differentiable, self.pixelwise = differentiable, pixelwise
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function to ``x`` ``(B, C, H, W)``."""

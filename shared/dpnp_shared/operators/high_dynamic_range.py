@@ -25,6 +25,8 @@ class HighDynamicRange(Operator):
         ValueError: ``gain`` is not positive and finite, or not ``low < high``, both finite.
     """
 
+    pixelwise = True
+
     def __init__(self, gain: float = 2.0, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
         if not 0 < gain < math.inf:

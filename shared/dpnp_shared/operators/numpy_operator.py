@@ -30,6 +30,7 @@ class NumpyOperator(Operator):
         vjp: maps ``x`` and ``v``, shaped like the function's argument and result, to :math:`J(x)^H v` shaped like
             ``x``, with the Jacobian :math:`J` of the function; of a complex result the real part is taken. With it the
             operator is differentiable, once.
+        pixelwise: True where every entry depends on its own pixel only; see :class:`~dpnp_shared.operators.Operator`.
 
     Raises:
         TypeError: ``function`` or ``vjp`` is not a function.
@@ -41,6 +42,7 @@ class NumpyOperator(Operator):
         image_shape: tuple[int, int, int] | None = None,
         per_image: bool = False,
         vjp: Callable[..., Any] | None = None,
+        pixelwise: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("function", function), ("vjp", vjp)):
@@ -48,7 +50,7 @@ class NumpyOperator(Operator):
                 raise TypeError(f"{name} is {value!r}; allowed is a function of NumPy arrays")
         self.function, self.vjp, self.per_image = function, vjp, per_image
         self.image_shape = None if image_shape is None else check_image_shape(image_shape)
-        self.differentiable = vjp is not None
+        self.differentiable, self.pixelwise = vjp is not None, pixelwise
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function to ``x`` ``(B, C, H, W)``.

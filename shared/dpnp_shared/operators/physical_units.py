@@ -46,6 +46,7 @@ class PhysicalUnits(Operator):
         self.scale = (physical_range[1] - physical_range[0]) / (value_range[1] - value_range[0])
         self.value_start = value_range[0]
         self.image_shape, self.differentiable = self.operator.image_shape, self.operator.differentiable
+        self.pixelwise = self.operator.pixelwise
 
     def forward(self, x: Tensor) -> Tensor:
         """``A(u)``, ``(B, *y_shape)``, of ``x`` ``(B, C, H, W)``."""
@@ -87,6 +88,8 @@ class PhysicalUnits(Operator):
 class Identity(LinearOperator):
     """:math:`A x = x`: the image itself is measured, with noise (denoising)."""
 
+    pixelwise = True
+
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``(B, C, H, W)`` itself."""
         self._check_image(x)
@@ -124,7 +127,7 @@ class Scaled(LinearOperator):
         super().__init__(operator.image_shape)
         if scale == 0 or not math.isfinite(scale):
             raise ValueError(f"scale = {scale}; allowed are numbers other than 0")
-        self.operator, self.scale = operator, scale
+        self.operator, self.scale, self.pixelwise = operator, scale, operator.pixelwise
 
     def forward(self, x: Tensor) -> Tensor:
         """``a A x``, ``(B, *y_shape)``."""

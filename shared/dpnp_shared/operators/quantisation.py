@@ -29,6 +29,7 @@ class DitheredQuantisation(Operator):
         ValueError: ``looks`` is under 1 or ``dither`` is negative.
     """
 
+    pixelwise = True
     thresholds: Tensor  # (looks, C, H, W)
 
     def __init__(self, image_shape: tuple[int, int, int], looks: int = 1, dither: float = 0.0, seed: int = 0) -> None:

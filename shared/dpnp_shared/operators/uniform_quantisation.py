@@ -33,6 +33,7 @@ class Quantisation(Operator):
     """
 
     differentiable = False
+    pixelwise = True
 
     def __init__(self, levels: int, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
