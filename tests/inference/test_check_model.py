@@ -87,7 +87,9 @@ def test_right_models_pass_all_checks(name):
     assert {"output", "independence", "values", "linearity", "gradient", "noise density", "sampler", "time"} <= {
         *findings
     }
-    assert ("pixelwise" in findings) == (name in ("program", "high_dynamic_range", "quantisation", "dithered", "poisson", "numpy_vjp"))
+    assert ("pixelwise" in findings) == (
+        name in ("program", "high_dynamic_range", "quantisation", "dithered", "poisson", "numpy_vjp")
+    )
     assert ("adjoint" in findings) == (name in ("inpainting", "super_resolution", "blur", "compressed_sensing", "convolution", "compose",
                                                 "physical_units", "sparse", "complex_sparse"))  # fmt: skip
     assert all("OK" in finding.status or finding.remedy for finding in findings.values())

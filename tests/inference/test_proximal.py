@@ -318,7 +318,8 @@ def test_conjugate_gradients_report_what_they_did_not_reach():
 def test_diagonalising_spares_the_iterations():
     # 24 unknowns, squared singular values from 1e-4 to 1e4 times the noise's
     left, right = (
-        torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(s), dtype=torch.float64))[0] for s in (1, 2)
+        torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(s), dtype=torch.float64))[0]
+        for s in (1, 2)
     )
     A = _Plain(MatrixOperator(left * torch.logspace(-2, 2, D, dtype=torch.float64) @ right.T, SHAPE))
     noise = GaussianNoise(torch.linspace(0.5, 2, D).double())

@@ -169,7 +169,7 @@ def check_pixelwise(subject: Subject) -> Iterator[Finding]:
     y = A(x)
     fits = y.shape[-3:] == x.shape[1:]
     if A.pixelwise and not fits:
-        found = f"It says that it is pixelwise, and a measurement {shape_of(y[0])} does not end with the dimensions of an image {shape_of(x[0])}."
+        found = f"It says that it is pixelwise, and a measurement {shape_of(y[0])} does not end with the image's dimensions."
         yield problem("pixelwise", found, "Set pixelwise = False, or give measurements (…, C, H, W).")
     gains = subject.noise.independent and not subject.forward_model.homogeneous.linear_gaussian
     if not fits or not (A.pixelwise or gains):
@@ -182,12 +182,18 @@ def check_pixelwise(subject: Subject) -> Iterator[Finding]:
     share, error = subject.differ(torch.where(changed[:, None], before, there), before)
     if share and A.pixelwise:
         found = f"It says that it is pixelwise, and entries change with other pixels than their own (by {error:.2g} of their size)."
-        yield problem("pixelwise", found, "Set pixelwise = False: each pixel would be drawn as if the others did not matter.")
+        yield problem(
+            "pixelwise", found, "Set pixelwise = False: each pixel would be drawn as if the others did not matter."
+        )
     elif A.pixelwise:
         yield ok("pixelwise", "Every entry depends on its own pixel only, as it says.")
     elif share == 0:
         found = "Every entry depends on its own pixel only, and the operator does not say so."
-        yield note("pixelwise", found, "Set pixelwise = True: pixels are then drawn one by one, well even where the noise is small.")
+        yield note(
+            "pixelwise",
+            found,
+            "Set pixelwise = True: pixels are then drawn one by one, well even where the noise is small.",
+        )
 
 
 @torch.no_grad()

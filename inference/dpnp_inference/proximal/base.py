@@ -124,5 +124,5 @@ class TemperedForwardModel(ForwardModel):
         return self.power * super().log_likelihood(x, y)
 
     def pixel_log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
-        """``β log p(y | x)`` of each pixel; see :meth:`ForwardModel.pixel_log_likelihood <dpnp_shared.forward_model.ForwardModel.pixel_log_likelihood>`."""
+        """``β log p(y | x)`` of each pixel; see :class:`~dpnp_shared.forward_model.ForwardModel`."""
         return self.power * super().pixel_log_likelihood(x, y)

@@ -188,10 +188,11 @@ def diagonalised(matvec: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tens
     """
     d = like.numel()
     matrix = torch.empty(d, d, dtype=torch.float64)
-    for rows in torch.arange(d, device=like.device).split(BASIS_BATCH):
-        basis = torch.zeros(len(rows), d, dtype=like.dtype, device=like.device)
-        basis.scatter_(1, rows[:, None], 1.0)
-        matrix[rows.cpu()] = matvec(basis.reshape(-1, *like.shape[1:])).flatten(1).to("cpu", torch.float64)
+    for first in range(0, d, BASIS_BATCH):
+        n = min(BASIS_BATCH, d - first)
+        basis = torch.zeros(n, d, dtype=like.dtype, device=like.device)
+        basis[:, first : first + n].fill_diagonal_(1.0)
+        matrix[first : first + n] = matvec(basis.reshape(n, *like.shape[1:])).flatten(1).to("cpu", torch.float64)
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     return values.clamp(min=0).to(like), vectors.to(like)
 

@@ -5,8 +5,8 @@ elliptical slice sampling goes on in each of its dimensions at once: pixel i, wi
 
 .. math:: z_i(\theta_i) = x_i + (z_i - x_i) \cos\theta_i + \nu_i \sin\theta_i
 
-at an angle of its own, drawn from its slice :math:`\log L_i(z_i(\theta_i)) > \log L_i(z_i) + \log u_i` by shrinking a bracket around 0. In one
-dimension a few such steps forget where they began, however sharp the likelihood; for an image as a whole they would hardly move it.
+at an angle of its own, drawn from its slice :math:`\log L_i(z_i(\theta_i)) > \log L_i(z_i) + \log u_i` by shrinking a bracket around 0.
+In one dimension a few such steps forget where they began, however sharp the likelihood; for an image as a whole they would hardly move it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class PixelwiseSliceState(NamedTuple):
 class PixelwiseSlice:
     """Slice sampling on an ellipse for each pixel.
 
-    A non-finite log-likelihood counts as a likelihood of 0. A pixel that starts there tries whole ellipses until it finds a point of
-    positive likelihood.
+    A non-finite log-likelihood counts as a likelihood of 0. A pixel that starts there looks ever further around its centre until it finds
+    a point of positive likelihood.
 
     Attributes:
         steps: slices a draw.
@@ -87,10 +87,12 @@ class PixelwiseSlice:
         accepted, proposals, non_finite = (torch.zeros(len(x), dtype=x.dtype, device=x.device) for _ in range(3))
         for _ in range(self.steps):
             nu, own = eta * generator.normal_like(x), generator.spawn()
-            threshold = log_l + own.uniform_like(x).log()  # -inf for a start of zero likelihood
+            threshold = log_l + own.uniform_like(x).log()
             theta = 2 * math.pi * own.uniform_like(x)
             low, high = theta - 2 * math.pi, theta
-            start, searching = z, torch.ones_like(z, dtype=torch.bool)  # pixels without a point on their slice yet
+            lost = threshold == -torch.inf
+            start = torch.where(lost, x, z)
+            searching = torch.ones_like(z, dtype=torch.bool)  # pixels without a point on their slice yet
             for _ in range(self.most_proposals):
                 z_new = torch.where(searching, x + (start - x) * theta.cos() + nu * theta.sin(), z)
                 log_l_new = _log_likelihood(model, z_new, y)
@@ -104,9 +106,9 @@ class PixelwiseSlice:
                 searching = searching & ~accept
                 if not bool(searching.any()):
                     break
-                shrink = threshold > -torch.inf
-                low = torch.where(shrink & (theta < 0), theta, low)
-                high = torch.where(shrink & (theta >= 0), theta, high)
+                low = torch.where(~lost & (theta < 0), theta, low)
+                high = torch.where(~lost & (theta >= 0), theta, high)
+                nu = torch.where(lost, 1.25 * nu, nu)
                 theta = low + (high - low) * own.uniform_like(x)
         info = ProximalInfo(calls, accepted / proposals, None, non_finite, jump(z, state.z, eta))
         return state._replace(z=z), z, info

@@ -67,4 +67,5 @@ class RicianNoise(Noise):
             raise ValueError(f"y holds {bad.numel()} entries like {float(bad[0])}; allowed are positive magnitudes")
         sigma, signal = spread(self.sigma, clean, "sigma"), clean.abs()
         gauss = -0.5 * ((y - signal) / sigma) ** 2
-        return (y / sigma**2).log() + gauss + torch.special.i0e(y * signal / sigma**2).log()
+        terms: Tensor = (y / sigma**2).log() + gauss + torch.special.i0e(y * signal / sigma**2).log()
+        return terms

@@ -69,7 +69,8 @@ class VonMisesNoise(Noise):
         y, clean = match_real(y, clean)
         kappa = spread(self.concentration, clean, "concentration")
         half = ((y - clean) / 2).sin()  # cos - 1 = -2 sin² of the half, which keeps small differences
-        return -2 * kappa * half**2 - (2 * math.pi * torch.special.i0e(kappa)).log()
+        terms: Tensor = -2 * kappa * half**2 - (2 * math.pi * torch.special.i0e(kappa)).log()
+        return terms
 
 
 def _von_mises(kappa: Tensor, generator: torch.Generator | None) -> Tensor:
