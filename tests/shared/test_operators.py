@@ -66,6 +66,7 @@ from dpnp_shared.operators import (
     SuperResolution,
     TotalFlux,
     Visibilities,
+    ZeroPadding,
     as_operator,
 )
 
@@ -253,6 +254,7 @@ OPERATORS = {
         {"operators": [part(HighDynamicRange), part(CodedDiffraction, image_shape=[2, 3, 4], masks=1)]},
     ),
     "identity": Case(Identity, {"image_shape": [2, 3, 4]}),
+    "zero_padding": Case(ZeroPadding, {"image_shape": [2, 3, 4], "padding": [1, 0, 2, 3]}),
     "scaled": Case(Scaled, {"operator": part(GaussianBlur, image_shape=[2, 3, 4], sigma=0.8), "scale": -2}),
     "physical_units": Case(
         PhysicalUnits,
@@ -510,18 +512,21 @@ def test_pixelwise_operators_see_every_pixel_by_itself(case):
     x = normal(1, *shape)
     if not operator.pixelwise:
         return
-    x[0, 0, -1, 1], one = -0.6, x.clone()
-    entries = operator(x).reshape(-1, *shape)
-    one[0, 0, -1, 1] = 0.2
-    changed = (operator(one).reshape(-1, *shape) != entries).any(0)
-    assert bool(changed[0, -1, 1])
-    assert int(changed.sum()) == 1
+    unseen = torch.zeros(shape, dtype=torch.bool) if operator.unseen is None else operator.unseen.expand(shape)
+    c, i, j = (~unseen).nonzero()[-1].tolist()
+    x[0, c, i, j], other = -0.6, x.clone()
+    other[0, c, i, j] = 0.2
+    other[0, unseen] += 1
+    entries, changed = (operator(images).reshape(-1, *shape) for images in (x, other))
+    assert (changed != entries).any(0).nonzero().tolist() == [[c, i, j]]
 
 
 def test_these_operators_are_pixelwise():
     pixelwise = {case.operator.__name__ for name, case in OPERATORS.items() if built(name)[0].pixelwise}
     assert {"Quantisation", "HighDynamicRange", "DitheredQuantisation", "Identity"} <= pixelwise
     assert Scaled(Identity((1, 4, 4)), 3.0).pixelwise
+    assert Compose([HighDynamicRange(), Quantisation(4)]).pixelwise
+    assert not Compose([HighDynamicRange(), GaussianBlur((1, 4, 4), 0.8)]).pixelwise
     assert PhysicalUnits(HighDynamicRange()).pixelwise
     assert not PhysicalUnits(PhaseRetrieval((1, 4, 4))).pixelwise
 

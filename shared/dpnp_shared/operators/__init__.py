@@ -33,6 +33,7 @@ from dpnp_shared.operators.scipy_operator import ScipyLinearOperator, ScipyOpera
 from dpnp_shared.operators.super_resolution import SuperResolution
 from dpnp_shared.operators.tomography import FanBeamCT, ParallelBeamCT, RayTransform
 from dpnp_shared.operators.uniform_quantisation import Quantisation
+from dpnp_shared.operators.zero_padding import ZeroPadding
 
 __all__ = [
     "EHT_2017",
@@ -82,5 +83,6 @@ __all__ = [
     "SuperResolution",
     "TotalFlux",
     "Visibilities",
+    "ZeroPadding",
     "as_operator",
 ]

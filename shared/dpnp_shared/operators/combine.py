@@ -41,6 +41,7 @@ class Compose(Operator):
         super().__init__()
         self.operators = _modules(operators)
         self.differentiable = all(A.differentiable for A in _list(self.operators))
+        self.pixelwise = all(A.pixelwise for A in _list(self.operators))
         self.image_shape = _image_shape(image_shape, _list(self.operators)[:1])
 
     def forward(self, x: Tensor) -> Tensor:

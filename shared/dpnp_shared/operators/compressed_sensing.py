@@ -30,7 +30,7 @@ class CompressedSensing(LinearOperator):
 
     Args:
         image_shape: ``(C, H, W)``. ``"hadamard"`` needs a power of two as ``H·W``: padding would lose
-            :math:`A A^T = I`.
+            :math:`A A^T = I`; for images of another size :class:`~dpnp_shared.operators.ZeroPadding` stands before.
         measurements: ``m``; at most ``C·H·W`` for ``"hadamard"`` and ``"dct"``.
         transform: ``"gaussian"``, ``"hadamard"`` or ``"dct"``.
         seed: of the matrix, or of signs and rows.
@@ -59,7 +59,7 @@ class CompressedSensing(LinearOperator):
         if transform == "hadamard" and (h * w) & (h * w - 1):
             raise ValueError(
                 f"transform = 'hadamard' with H·W = {h}·{w} = {h * w}; it needs a power of two. "
-                "'dct' takes images of any size"
+                "put ZeroPadding before it, or take 'dct', which takes images of any size"
             )
         if measurements < 1 or (transform != "gaussian" and measurements > d):
             most = "" if transform == "gaussian" else f" of at most C·H·W = {d}"

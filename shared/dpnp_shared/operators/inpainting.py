@@ -26,6 +26,7 @@ class Inpainting(LinearOperator):
         ValueError: the mask has another number of dimensions.
     """
 
+    pixelwise = True
     mask: Tensor  # (1, H, W) or (C, H, W), bool
 
     def __init__(self, mask: Tensor | list[list[float]] | list[list[list[float]]] | str) -> None:
