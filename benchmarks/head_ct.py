@@ -29,7 +29,7 @@ from runner import parser, run_cells, write_table
 from torch import Tensor
 from torch.nn import functional
 
-from dpnp_inference import DPnP, Posterior
+from dpnp_inference import HMC, DPnP, Posterior
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.report import draw_picture
 from dpnp_shared.forward_model import ForwardModel
@@ -103,7 +103,7 @@ def forward_model(problem: str) -> ForwardModel:
     if problem == "ct, 20 views":
         return ForwardModel(PhysicalUnits(projections(20), physical_range=attenuation), GaussianNoise(0.02))
     if problem == "ct, 60 views of few photons":
-        lines = PhysicalUnits(projections(60), physical_range=attenuation, clamp=True)
+        lines = PhysicalUnits(projections(60), physical_range=attenuation)
         return ForwardModel(BeerLambert(lines, PHOTONS), PoissonNoise(background=1.0))
     if problem == "mri, every fourth column":
         mri = MRI(SHAPE, "equispaced", 4, centre_fraction=0.08)
@@ -142,7 +142,8 @@ def reconstruct(problem: str, index: int) -> tuple[Posterior, Tensor, ForwardMod
     """Draws, the usual picture, the model and the measurement of one test slice."""
     model = forward_model(problem)
     y = model.simulate(IMAGES[index][None], generator=torch.Generator().manual_seed(index))[0]
-    posterior = DPnP(PRIOR, model).sample(y, chains=CHAINS, seed=index)
+    proximal = "auto" if model.homogeneous.linear_gaussian else HMC(steps=6, leapfrogs=8, warmup=6)
+    posterior = DPnP(PRIOR, model, proximal=proximal).sample(y, chains=CHAINS, seed=index)
     return posterior, usual(problem, model, y), model, y
 
 

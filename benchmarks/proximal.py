@@ -40,8 +40,8 @@ CHAINS, DRAWS, BURN_IN = 12, 150, 30
 KERNELS: dict[str, ProximalSampler] = {
     "closed form": ClosedForm(exact_splitting=False),
     "closed form, exact splitting": ClosedForm(),
-    "conjugate gradients": PerturbAndSolve(exact_splitting=False),
-    "conjugate gradients, exact splitting": PerturbAndSolve(),
+    "conjugate gradients": PerturbAndSolve(exact_splitting=False, most_diagonalised=0),
+    "conjugate gradients, exact splitting": PerturbAndSolve(most_diagonalised=0),
     "MALA": MALA(),
     "HMC": HMC(),
     "elliptical slice": EllipticalSlice(),
