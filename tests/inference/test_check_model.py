@@ -88,7 +88,7 @@ def test_right_models_pass_all_checks(name):
         *findings
     }
     assert ("pixelwise" in findings) == (
-        name in ("program", "high_dynamic_range", "quantisation", "dithered", "poisson", "numpy_vjp")
+        name in ("inpainting", "program", "high_dynamic_range", "quantisation", "dithered", "poisson", "numpy_vjp")
     )
     assert ("adjoint" in findings) == (name in ("inpainting", "super_resolution", "blur", "compressed_sensing", "convolution", "compose",
                                                 "physical_units", "sparse", "complex_sparse"))  # fmt: skip
