@@ -45,6 +45,8 @@ def download(repository: str, revision: str | None, files: Sequence[str]) -> tup
 
     with explained(repository, revision):
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), endpoint=endpoint()))
+    if not folder.is_dir():  # nothing was fetched
+        raise HubError(f"{repository} at {endpoint()}: revision {revision or 'main'!r} holds none of {', '.join(files)}")
     return folder, folder.name  # the cache names a snapshot by its commit
 
 
@@ -57,7 +59,9 @@ def explained(repository: str, revision: str | None) -> Iterator[None]:
     http_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         yield
-    except (ValueError, http_error, OSError) as error:
+    except HubError:
+        raise
+    except (ValueError, RuntimeError, http_error, OSError) as error:
         reason = re.sub(r"hf_\w{6,}", "hf_…", _reason(error, revision))
         raise HubError(f"{repository} at {endpoint()}: {reason}") from None
 
@@ -87,4 +91,6 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return f"the Hub answered with status {status}: {error.server_message or 'no message'}"
     if isinstance(error, ValueError):  # an invalid name or card, found before or after asking
         return f"refused: {error}"
+    if isinstance(error, RuntimeError):  # the transfer of a large file
+        return f"{error} {error.__cause__ or ''}".strip()
     return f"cannot be reached: {type(error).__name__}: {error}"
