@@ -18,7 +18,8 @@ from huggingface_hub import constants
 
 from dpnp_shared.networks import UNet
 from dpnp_shared.preconditioning import EDM
-from dpnp_shared.prior import Prior, PriorCard, PriorError
+from dpnp_shared.prior import Prior, PriorCard, PriorError, describe
+from dpnp_shared.randomness import derive_seed
 from dpnp_training.export import round_weights
 from dpnp_training.prior_cli import main
 from dpnp_training.verify import ValidationRecord, denoising_errors
@@ -463,14 +464,18 @@ def test_figures_of_training_are_measured_again(data):
     assert measured[0.5, 5.0].mse == pytest.approx(figures["val/mse/0.5-5"], rel=1e-5)
     assert measured[0.5, 5.0].images == 16
 
-    many = dataclasses.replace(record, batches=1, processes=3)  # 20 images on 3 processes: 7 each, one twice
-    found = denoising_errors(prior, source.validation_set, [(0.05, 0.5)], many)[0.05, 0.5]
+    # 20 images dealt to 3 processes in turn: 7 each, the first one twice
+    many = dataclasses.replace(record, batches=1, batch_size=7, processes=3)
+    images, errors = source.validation_set, []
+    for rank in range(3):
+        x_0 = torch.stack([images[i % 20] for i in range(rank, 21, 3)])
+        generator = torch.Generator().manual_seed(derive_seed(3, rank, 1, 0, 0))
+        sigma = 0.05 * 10 ** torch.rand(7, generator=generator)
+        x = x_0 + sigma[:, None, None, None] * torch.randn(x_0.shape, generator=generator)
+        errors.append((prior(x, sigma) - x_0).square().mean())
+    found = denoising_errors(prior, images, [(0.05, 0.5)], many)[0.05, 0.5]
     assert found.images == 21
-    one = dataclasses.replace(record, batches=1)
-    first = denoising_errors(prior, [source.validation_set[i] for i in range(0, 20, 3)], [(0.05, 0.5)], one)
-    assert first[0.05, 0.5].images == 7
-    # the first process sees these images with the same noise as a process of its own would
-    assert first[0.05, 0.5].mse != found.mse
+    assert found.mse == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
 
 
 def test_bad_records_and_arguments_are_refused(folder, data):
@@ -514,6 +519,51 @@ def test_half_precision_is_measured(shape):
     prior.network.stem.weight.data *= 1e6
     with pytest.raises(PriorError, match=r"stem\.weight has values beyond its range"):
         round_weights(prior, "float16")
+
+
+@pytest.fixture
+def checkpoint():
+    """A run's folder as training leaves it."""
+    prior = make()
+    described = {"network": describe(prior.network), "preconditioning": describe(prior.preconditioning)}
+    card = dataclasses.asdict(make(metrics={"val/mse/0.2-0.6": 0.1}, training={"images seen": 5}).card)
+    weights = {f"ema.ema_model.{key}": value for key, value in prior.network.state_dict().items()}
+    Path("run/checkpoints").mkdir(parents=True)
+    torch.save({"prior": {**described, "card": card}, "state_dict": weights}, "run/checkpoints/last.ckpt")
+    return "run/checkpoints/last.ckpt"
+
+
+def test_export_draws_a_picture_and_says_where_all_comes_from(checkpoint, capsys):
+    from PIL import Image
+
+    main(["export", checkpoint, "out", "--samples", "4", "--license", "CC0-1.0", "--data_revision", "abc123"])
+    with Image.open("out/samples.png") as picture:
+        size = picture.size
+    assert size == (3 * 1 + 2 * SHAPE[2], 3 * 1 + 2 * SHAPE[1])
+    prior = Prior.from_pretrained("out")
+    assert (
+        prior.card.training.items()
+        >= {"images seen": 5, "checkpoint": "last.ckpt", "revision of the data": "abc123"}.items()
+    )
+    text = Path("out/README.md").read_text()
+    for words in ("license: cc0-1.0", "](samples.png)", "abc123", "| 0.2 to 0.6 |", "exported by"):
+        assert words in text
+    # the run's own picture comes first, the newest one
+    Path("run/samples").mkdir()
+    for step in (9, 10):
+        Path(f"run/samples/step_{step:08d}.png").write_bytes(b"%d" % step)
+    main(["export", checkpoint, "out"])
+    assert Path("out/samples.png").read_bytes() == b"10"
+    main(["export", checkpoint, "bare", "--samples", "0"])
+    assert not Path("bare/samples.png").exists()
+    assert "samples.png" not in Path("bare/README.md").read_text()
+    capsys.readouterr()
+    main(["export", checkpoint, "half", "--samples", "0", "--precision", "bfloat16"])
+    assert re.search(r"σ 0.2-0.6: \d\.\d\de-0\d of D\(x; σ\)", capsys.readouterr().out)
+    assert "rounded to bfloat16" in Path("half/README.md").read_text()
+    assert Prior.from_pretrained("half").network.stem.weight.dtype == torch.float32
+    fails(["export", checkpoint, "no", "--samples", "-1"], "samples = -1")
+    assert not Path("no").exists()
 
 
 def test_migrate_writes_the_present_format(folder, capsys, caplog):
