@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dpnp_shared import model_card
 from dpnp_shared.denoiser import Denoiser, expand_sigma
 from dpnp_shared.folders import staged_folder
+from dpnp_shared.hub import HubError, download, split_revision
+from dpnp_shared.migrations import FORMAT_VERSION, SIGNATURE, SIGNED_SINCE, VersionError, migrate, signature
 from dpnp_shared.preconditioning import Preconditioning
 
-FORMAT_VERSION = 1
-CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
+log = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS, README, SAMPLES = "config.json", "model.safetensors", "README.md", "samples.png"
+FILES = (CONFIG, WEIGHTS, README, SAMPLES)
 TRUSTED = ("dpnp_shared.networks", "dpnp_shared.preconditioning")
 
 
@@ -52,6 +59,8 @@ class PriorCard:
         license: licence of weights and data.
         training: how it was trained: command, images seen, versions.
         metrics: measured figures, by name.
+        validation: how the figures by noise band were measured (data, number of images, noise seed), so that they can be measured again.
+        precision: what the weights were rounded to, and how much ``D(x; sigma)`` changed by it.
         notes: free text (Markdown) that the card shows below its figures.
         sha256: hash of the weights file, set on saving and checked on loading.
     """
@@ -67,6 +76,8 @@ class PriorCard:
     license: str = "not stated"
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     notes: str = ""
     sha256: str = ""
 
@@ -88,27 +99,13 @@ class PriorCard:
         if problems:
             raise ValueError("prior card: " + "; ".join(problems))
 
-    def markdown(self) -> str:
-        """The card as the README that a model hub shows."""
-        c, h, w = self.image_shape
-        rows = [
-            ("images", f"{c} x {h} x {w} (C x H x W), values in [{self.value_range[0]:g}, {self.value_range[1]:g}]"),
-            ("mapped from", f"[{self.source_range[0]:g}, {self.source_range[1]:g}] in the data"),
-            ("noise levels", f"{self.sigma_range[0]:g} to {self.sigma_range[1]:g}, in the same units"),
-            ("spread", f"{self.spread:.4g} along the widest direction, {self.data_std:.4g} a pixel"),
-            ("data", self.dataset),
-            ("licence", self.license),
-            *((f"training: {key}", f"`{value}`") for key, value in self.training.items()),
-            *((f"measured: {key}", f"{value:.4g}") for key, value in self.metrics.items()),
-            ("weights", f"`{WEIGHTS}`, SHA-256 `{self.sha256}`"),
-        ]
-        table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-        header = "---\nlibrary_name: dpnp-imaging\ntags: [diffusion, score-based, inverse-problems, prior]\n---\n\n"
-        text = f"{header}# {self.name}\n\nAn unconditional score network for posterior sampling with DPnP.\n\n| | |\n|---|---|\n{table}\n"
-        usage = (
-            '\n```python\nfrom dpnp_shared import Prior\n\nprior = Prior.from_pretrained("path/to/this/folder")\n```\n'
-        )
-        return text + usage + (f"\n{self.notes.strip()}\n" if self.notes else "")
+    def markdown(self, picture: str | None = None) -> str:
+        """The card as the README that a model hub shows.
+
+        Args:
+            picture: name of a picture of samples in the prior's folder.
+        """
+        return model_card.markdown(self, weights=WEIGHTS, picture=picture)
 
 
 class Prior(Denoiser):
@@ -119,6 +116,9 @@ class Prior(Denoiser):
             in ``hyperparameters``.
         preconditioning: turns the network's output into ``D(x; sigma)``.
         card: what the prior is.
+
+    Attributes:
+        origin: where it was loaded from: a folder, or ``organisation/name@commit``; empty if it was not loaded.
 
     Raises:
         ValueError: the card's noise levels exceed those of the preconditioning.
@@ -138,6 +138,7 @@ class Prior(Denoiser):
         self.image_shape = card.image_shape
         self.sigma_min, self.sigma_max = card.sigma_range
         self.spread = card.spread
+        self.origin = ""
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``D(x; sigma)``; see :class:`~dpnp_shared.denoiser.Denoiser`.
@@ -150,11 +151,12 @@ class Prior(Denoiser):
         self.check_sigma(sigma)
         return denoise(self.network, self.preconditioning, x, sigma)
 
-    def save_pretrained(self, directory: str | Path) -> Path:
+    def save_pretrained(self, directory: str | Path, *, files: Mapping[str, bytes] | None = None) -> Path:
         """Write the portable folder, all of it or nothing.
 
         Args:
-            directory: folder to create; one that holds a prior already is replaced.
+            directory: folder to create; one that holds a prior already is replaced, what else it holds is kept.
+            files: contents of further files by name, such as ``samples.png``.
 
         Returns:
             The folder.
@@ -162,55 +164,42 @@ class Prior(Denoiser):
         Raises:
             PriorError: ``directory`` exists and is not a prior's folder, or a weight is not finite.
         """
-        target = Path(directory)
-        if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
-            raise PriorError(f"{target} exists and is not a prior's folder; nothing was written")
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
         if broken:
             raise PriorError(f"{len(broken)} weights are not finite, the first is {broken[0]}; nothing was written")
-        with staged_folder(target) as staging:
-            save_file(weights, staging / WEIGHTS)
-            (staging / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner can read
-            card = dataclasses.replace(self.card, sha256=_sha256(staging / WEIGHTS))
-            config = {
-                "format_version": FORMAT_VERSION,
-                "network": describe(self.network),
-                "preconditioning": describe(self.preconditioning),
-                "card": dataclasses.asdict(card),
-            }
-            (staging / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (staging / README).write_text(card.markdown(), encoding="utf-8")
-            if target.exists():  # what else the folder holds (pictures, test images) is kept
-                for item in target.iterdir():
-                    if item.name not in (CONFIG, WEIGHTS, README):
-                        (shutil.copytree if item.is_dir() else shutil.copy2)(item, staging / item.name)
-        self.card = card
-        return target
+        description = {"network": describe(self.network), "preconditioning": describe(self.preconditioning)}
+        self.card = write_folder(Path(directory), description, self.card, weights, files or {})
+        return Path(directory)
 
     @classmethod
     def from_pretrained(
         cls,
         path_or_hub_id: str | Path,
         *,
+        revision: str | None = None,
         device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
         trusted_modules: Sequence[str] = (),
     ) -> Prior:
         """Load a prior from a folder, the name of a bundled prior, or a Hub id.
 
         Args:
-            path_or_hub_id: a folder; ``fashion_mnist`` for the bundled prior; or ``organisation/name`` on the Hub.
+            path_or_hub_id: a folder; ``fashion_mnist`` for the bundled prior; or ``organisation/name`` on the Hub, also with a revision
+                as ``organisation/name@revision``.
+            revision: branch, tag or (best) commit on the Hub.
             device: where to put it, the CPU by default.
+            dtype: precision to compute in; float32 by default, or float64 if the weights are stored so.
             trusted_modules: modules outside of this package whose network or preconditioning classes may be imported.
 
         Returns:
             The prior in evaluation mode, its parameters frozen.
 
         Raises:
-            PriorError: the folder is missing or damaged; says which file, key or shape is wrong.
+            PriorError: the folder is missing, damaged or was edited; says which file, key or shape is wrong.
         """
-        folder = locate(str(path_or_hub_id))
-        config = _read_config(folder)
+        folder, origin = _locate(str(path_or_hub_id), revision)
+        config = read_config(folder)
         try:
             card = PriorCard(**config["card"])
             network = build(config["network"], trusted_modules)
@@ -219,8 +208,10 @@ class Prior(Denoiser):
             raise PriorError(f"{folder / CONFIG}: {type(error).__name__}: {error}") from error
         if not isinstance(preconditioning, Preconditioning):
             raise PriorError(f"{folder / CONFIG}: {config['preconditioning']['class_path']} is not a Preconditioning")
-        _load_weights(network, folder / WEIGHTS, card.sha256)
+        stored = _load_weights(network, folder / WEIGHTS, card.sha256)
+        network.to(dtype if dtype is not None else torch.promote_types(stored, torch.float32))
         prior = cls(network, preconditioning, card).eval().requires_grad_(False)
+        prior.origin = origin
         prior.to(memory_format=torch.channels_last)  # faster convolutions
         return prior if device is None else prior.to(device)
 
@@ -275,50 +266,169 @@ def build(description: dict[str, Any], trusted_modules: Sequence[str]) -> nn.Mod
     return built(**arguments)
 
 
-def locate(name: str) -> Path:
-    """The folder of a prior: a path, then a bundled prior, then a Hub id."""
+def locate(name: str, revision: str | None = None) -> Path:
+    """The folder of a prior: a path, then a bundled prior, then a Hub id (``organisation/name`` or ``organisation/name@revision``).
+
+    Raises:
+        PriorError: it is none of them, or the Hub could not give it; or a revision is asked of what is not on the Hub.
+    """
+    return _locate(name, revision)[0]
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str]:
+    """Folder and origin."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        return path
     here = Path(__file__).resolve()
-    for root in (here.parents[2] / "priors", here.parent / "priors"):
-        if (root / name / CONFIG).is_file():
-            return root / name
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    for folder, found in (
+        (path, path.is_dir()),
+        *(
+            (root / name, (root / name / CONFIG).is_file())
+            for root in (here.parents[2] / "priors", here.parent / "priors")
+        ),
+    ):
+        if found:
+            if revision is not None:
+                raise PriorError(
+                    f"revision = {revision!r}: only priors on the Hub have revisions, {folder} is a folder"
+                )
+            return folder, str(folder)
+    repository, named = split_revision(name)
+    if path.is_absolute() or name.startswith(".") or repository.count("/") != 1:
         raise PriorError(
             f"prior {name!r}: no such folder, no bundled prior of that name, and not a Hub id 'organisation/name'"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    if named is not None and revision not in (None, named):
+        raise PriorError(f"prior {name!r} names a revision, and revision = {revision!r} another one")
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, README]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        folder, commit = download(repository, named or revision, (CONFIG, WEIGHTS, README))
+    except HubError as error:
         raise PriorError(f"prior {name!r}: no such folder, and the Hub could not give it: {error}") from error
+    return folder, f"{repository}@{commit}"
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, its version checked."""
+def read_config(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """``config.json`` in the present format, its version and signature checked.
+
+    Args:
+        folder: of the prior.
+        quiet: do not say in the log that the format is old or unsigned.
+
+    Raises:
+        PriorError: the file is missing or damaged, of a version that this release does not read, or was edited.
+    """
     file = folder / CONFIG
     if not file.is_file():
         raise PriorError(f"{file} is missing; a prior's folder holds {CONFIG}, {WEIGHTS} and {README}")
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PriorError(f"{file} is not valid JSON: {error}") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise PriorError(f"{file}: format_version is {version!r}; this release reads {FORMAT_VERSION}")
-    return config
+    if not isinstance(config, dict):
+        raise PriorError(f"{file} holds a JSON {type(config).__name__}, not an object")
+    try:
+        present = migrate(config)
+    except VersionError as error:
+        raise PriorError(f"{file}: {error}") from error
+    version = config["format_version"]
+    if version >= SIGNED_SINCE and config.get(SIGNATURE) != (found := signature(config)):
+        raise PriorError(
+            f"{file}: its {SIGNATURE} is {config.get(SIGNATURE)!r}, its content's is {found}; the card or the network's "
+            "description was changed after it was written"
+        )
+    if version < FORMAT_VERSION and not quiet:
+        log.warning(
+            "%s is of format version %d and was read as version %d%s; `dpnp-prior migrate` writes it so",
+            folder, version, FORMAT_VERSION, "" if SIGNATURE in config else ", without a signature of its content",
+        )  # fmt: skip
+    return present
 
 
-def _load_weights(network: nn.Module, file: Path, sha256: str) -> None:
-    """Load the weights after checking hash, keys, shapes and values."""
+def write_folder(
+    target: Path,
+    description: dict[str, Any],
+    card: PriorCard,
+    weights: Mapping[str, Tensor] | Path,
+    files: Mapping[str, bytes],
+) -> PriorCard:
+    """Write a prior's folder in the present format, all of it or nothing; what else ``target`` holds is kept.
+
+    Args:
+        target: a new folder, an empty one, or one that holds a prior.
+        description: ``network`` and ``preconditioning``, by :func:`describe`.
+        card: its hash is set anew.
+        weights: tensors by name, or a safetensors file to copy as it is.
+        files: contents of further files by name.
+
+    Returns:
+        The card with the weights' hash.
+
+    Raises:
+        PriorError: ``target`` exists and is not a prior's folder.
+    """
+    check_target(target)
+    with staged_folder(target) as staging:
+        if isinstance(weights, Path):
+            shutil.copyfile(weights, staging / WEIGHTS)
+        else:
+            save_file(dict(weights), staging / WEIGHTS)
+        (staging / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner can read
+        card = dataclasses.replace(card, sha256=sha256(staging / WEIGHTS))
+        same_weights = (target / WEIGHTS).is_file() and sha256(target / WEIGHTS) == card.sha256
+        for name, content in files.items():
+            (staging / name).write_bytes(content)
+        keep_others(target, staging)
+        # a picture that is left over from other weights is not shown
+        picture = SAMPLES if SAMPLES in files or (same_weights and (staging / SAMPLES).is_file()) else None
+        (staging / README).write_text(card.markdown(picture), encoding="utf-8")
+        config = {
+            "format_version": FORMAT_VERSION,
+            "written_by": f"dpnp-imaging {release()}",
+            "network": description["network"],
+            "preconditioning": description["preconditioning"],
+            "card": dataclasses.asdict(card),
+            "readme_sha256": sha256(staging / README),
+        }
+        # what is signed is what will be read: tuples become lists
+        config = json.loads(json.dumps(config))
+        config[SIGNATURE] = signature(config)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return card
+
+
+def check_target(target: Path) -> None:
+    """Refuse to write over anything but a prior.
+
+    Raises:
+        PriorError: ``target`` exists, is not empty, and holds no prior.
+    """
+    if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise PriorError(f"{target} exists and is not a prior's folder; nothing was written")
+
+
+def keep_others(target: Path, staging: Path) -> None:
+    """Copy what ``target`` holds and ``staging`` does not (pictures, test images), the prior's own files left out."""
+    for item in target.iterdir() if target.exists() else ():
+        if item.name not in (CONFIG, WEIGHTS, README) and not (staging / item.name).exists():
+            (shutil.copytree if item.is_dir() else shutil.copy2)(item, staging / item.name)
+
+
+def release() -> str:
+    """The version of the installed distribution."""
+    try:
+        return metadata.version("dpnp-imaging")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _load_weights(network: nn.Module, file: Path, expected_sha256: str) -> torch.dtype:
+    """Load the weights after checking hash, keys, shapes and values; returns the precision they are stored in."""
     if not file.is_file():
         raise PriorError(f"{file} is missing; a prior is never used with random weights")
-    found = _sha256(file)
-    if found != sha256:
-        raise PriorError(f"{file}: its SHA-256 is {found}, the card says {sha256!r}; the file was changed or damaged")
+    found = sha256(file)
+    if found != expected_sha256:
+        raise PriorError(
+            f"{file}: its SHA-256 is {found}, the card says {expected_sha256!r}; the file was changed or damaged"
+        )
     try:
         weights = load_file(file)
     except SafetensorError as error:
@@ -334,10 +444,13 @@ def _load_weights(network: nn.Module, file: Path, sha256: str) -> None:
             )
         if not bool(torch.isfinite(value).all()):
             raise PriorError(f"{file}: {name} contains values that are not finite")
-    network.to(dtype=next(iter(weights.values())).dtype).load_state_dict(weights)
+    stored = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
+    network.to(stored).load_state_dict(weights)
+    return stored
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while chunk := stream.read(1 << 20):

@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 
+from dpnp_shared import migrations
 from dpnp_shared.networks import UNet
 from dpnp_shared.preconditioning import EDM, DiscreteVP, VPEpsilon
 from dpnp_shared.prior import Prior, PriorCard, PriorError
@@ -68,6 +69,14 @@ def test_nothing_is_left_behind_when_saving_fails(tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
+def rewrite(folder, *, sign=True, **changes):
+    """Change ``config.json`` at its top level, signed anew as whoever forges a signature would."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    if sign:
+        config["content_sha256"] = migrations.signature(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def damage(folder, what):
     config = json.loads((folder / "config.json").read_text())
     weights = folder / "model.safetensors"
@@ -91,7 +100,7 @@ def damage(folder, what):
             "foreign class": lambda: config["network"].update(class_path="os.system"),
             "card": lambda: config["card"].update(image_shape=[0, 8, 8]),
         }[what]()
-        (folder / "config.json").write_text(json.dumps(config))
+        rewrite(folder, **config)
 
 
 @pytest.mark.parametrize(
@@ -119,17 +128,166 @@ def test_a_class_of_ones_own_must_be_trusted(folder, tmp_path, monkeypatch):
     (tmp_path / "their_networks.py").write_text("from dpnp_shared.networks import UNet\n\nclass Net(UNet):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    config["network"]["class_path"] = "their_networks.Net"
-    (folder / "config.json").write_text(json.dumps(config))
+    rewrite(folder, network=config["network"] | {"class_path": "their_networks.Net"})
     with pytest.raises(PriorError, match="trusted_modules"):
         Prior.from_pretrained(folder)
     prior = Prior.from_pretrained(folder, trusted_modules=["their_networks"])
     assert type(prior.network).__name__ == "Net"
 
 
-def test_unknown_names_are_refused(tmp_path):
+def test_unknown_names_are_refused(tmp_path, folder):
     with pytest.raises(PriorError, match="no such folder"):
         Prior.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(PriorError, match="revision = 'main': only priors on the Hub"):
+        Prior.from_pretrained(folder, revision="main")
+    with pytest.raises(PriorError, match="revision = 'other' another one"):
+        Prior.from_pretrained("organisation/name@commit", revision="other")
+
+
+@pytest.mark.parametrize("field", ["card", "network", "preconditioning", "readme_sha256", "written_by"])
+def test_an_edit_does_not_go_unnoticed(folder, field):
+    config = json.loads((folder / "config.json").read_text())
+    changes = {
+        "card": config["card"] | {"license": "CC0-1.0"},
+        "network": config["network"] | {"init_args": config["network"]["init_args"] | {"dropout": 0.1}},
+        "preconditioning": config["preconditioning"] | {"init_args": {"sigma_data": 0.4}},
+        "readme_sha256": "0" * 64,
+        "written_by": "someone else",
+    }
+    rewrite(folder, sign=False, **{field: changes[field]})
+    with pytest.raises(PriorError, match=r"content_sha256 is .* was changed after it was written"):
+        Prior.from_pretrained(folder)
+
+
+def test_a_signature_cannot_just_be_left_out(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["content_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PriorError, match="content_sha256 is None"):
+        Prior.from_pretrained(folder)
+
+
+def test_the_order_of_keys_is_no_edit(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(reversed(config.items())), ensure_ascii=True))
+    assert Prior.from_pretrained(folder).card.name == "test"
+
+
+def as_version_1(folder):
+    """What the release 0.1.0 wrote."""
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("written_by", "readme_sha256", "content_sha256"):
+        del config[key]
+    for key in ("validation", "precision"):
+        del config["card"][key]
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": 1}))
+
+
+def test_an_old_folder_is_read_and_the_log_says_so(folder, caplog):
+    exact = Prior.from_pretrained(folder)
+    assert not caplog.records
+    as_version_1(folder)
+    old = Prior.from_pretrained(folder)
+    assert "format version 1 and was read as version 2, without a signature" in caplog.text
+    assert old.card == exact.card
+    x = torch.randn(1, 2, 8, 6)
+    assert torch.equal(old(x, 1.0), exact(x, 1.0))
+
+
+def test_versions_are_migrated_one_after_the_other(folder, monkeypatch, caplog):
+    def from_0(config):  # a version that kept the card's values beside the network
+        config = dict(config)
+        return {**config, "card": {"name": config.pop("title"), "image_shape": [2, 8, 6], "sha256": config.pop("hash")}}
+
+    monkeypatch.setitem(migrations.MIGRATIONS, 0, from_0)
+    config = json.loads((folder / "config.json").read_text())
+    old = {key: config[key] for key in ("network", "preconditioning")}
+    old |= {"format_version": 0, "title": "very old", "hash": config["card"]["sha256"]}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert Prior.from_pretrained(folder).card.name == "very old"
+    assert "format version 0 and was read as version 2" in caplog.text
+    assert old["title"] == "very old"  # migrations leave their argument alone
+
+
+@pytest.mark.parametrize("version", [99, -1, "2", None, True, 1.5])
+def test_other_versions_are_refused_by_name(folder, version):
+    rewrite(folder, format_version=version, written_by="dpnp-imaging 7.0")
+    with pytest.raises(PriorError, match=f"format_version is {version!r}") as caught:
+        Prior.from_pretrained(folder)
+    assert ("written by dpnp-imaging 7.0" in str(caught.value)) == (version == 99)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_weights_compute_in_float32_unless_asked(tmp_path, dtype):
+    prior = make().to(dtype)
+    folder = prior.save_pretrained(tmp_path / "prior")
+    loaded = Prior.from_pretrained(folder)
+    weight = loaded.network.stem.weight
+    assert weight.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(weight, prior.network.stem.weight.to(weight.dtype))
+    assert Prior.from_pretrained(folder, dtype=torch.bfloat16).network.stem.weight.dtype == torch.bfloat16
+
+
+METRICS = {"val/mse/0.02-0.07": 0.0004, "val/loss/0.02-0.07": 0.3, "val/mse/1e-05-1e+02": 0.25, "val/loss": 0.5}
+
+
+def test_the_card_is_valid_metadata_and_says_what_was_measured(tmp_path):
+    from huggingface_hub import ModelCard
+
+    prior = make(
+        license="CC-BY-4.0 (the hospital)",
+        dataset="organisation/images, 12 training images",
+        metrics=METRICS,
+        validation={"batches": 3, "seed": 7},
+        precision={"weights": "float16", "images": 4, "difference": {"0.02-0.07": [1e-4, 2e-3]}},
+        training={"images seen": 5},
+        notes="## Mine\n\nwords",
+    )
+    folder = prior.save_pretrained(tmp_path / "prior", files={"samples.png": b"picture"})
+    text = (folder / "README.md").read_text()
+    metadata = ModelCard(text).data
+    assert metadata.library_name == "dpnp-imaging"
+    assert metadata.license == "cc-by-4.0"
+    assert metadata.datasets == ["organisation/images"]
+    assert "inverse-problems" in metadata.tags
+    assert "![Unconditional samples](samples.png)" in text
+    assert "| 0.02 to 0.07 | 0.02 | 0.0004 | 0.3 |" in text
+    assert "| 1e-05 to 100 | 0.5 | 0.25 | — |" in text
+    assert "| val/loss | 0.5 |" in text
+    assert "batches `3`, seed `7`" in text
+    assert "rounded to float16" in text
+    assert "| 0.02 to 0.07 | 0.0001 | 0.002 |" in text
+    assert "## Mine" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("MIT (code and data)", {"license": "mit"}),
+        ("not stated", {"license": "unknown"}),
+        ("by request: ask us", {"license": "other", "license_name": "by request: ask us"}),
+    ],
+)
+def test_licences_are_the_hubs(words, expected):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(
+        PriorCard("a: b", (1, 2, 2), license=words, dataset="torchvision:FashionMNIST, 3 training images").markdown()
+    ).data
+    assert {key: data.to_dict()[key] for key in expected} == expected
+    assert data.datasets == ["zalando-datasets/fashion_mnist"]
+    assert "datasets" not in ModelCard(PriorCard("x", (1, 2, 2), dataset="./some/folder").markdown()).data.to_dict()
+
+
+def test_a_picture_of_other_weights_is_not_shown(tmp_path):
+    first, second = make(), make()
+    folder = first.save_pretrained(tmp_path / "prior", files={"samples.png": b"picture"})
+    first.save_pretrained(folder)
+    assert "samples.png" in (folder / "README.md").read_text()
+    second.network.stem.bias.data += 1
+    second.save_pretrained(folder)
+    assert "samples.png" not in (folder / "README.md").read_text()
+    assert (folder / "samples.png").exists()
 
 
 def test_noise_levels_outside_of_the_card_are_refused():

@@ -1,15 +1,24 @@
-"""From a training checkpoint to a portable prior."""
+"""From a training checkpoint to a portable prior, its picture and its precision."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
+from torchvision.utils import save_image
 
 from dpnp_shared.preconditioning import Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, PriorError, build
+from dpnp_shared.solvers import sample_unconditional
+from dpnp_training.callbacks import image_grid
+from dpnp_training.verify import precision_loss
 
+Precision = Literal["float32", "float16", "bfloat16"]
 EMA_PREFIX = "ema.ema_model."
 
 
@@ -49,3 +58,68 @@ def prior_from_checkpoint(file: str | Path, *, trusted_modules: Sequence[str] = 
     except RuntimeError as error:
         raise PriorError(f"checkpoint {path}: {error}") from error
     return Prior(network, preconditioning, PriorCard(**checkpoint["prior"]["card"])).eval().requires_grad_(False)
+
+
+def samples_of_run(checkpoint: str | Path) -> bytes | None:
+    """The newest picture of samples (PNG) of the run that wrote a checkpoint, ``samples/`` beside ``checkpoints/``, if there is one."""
+    pictures = sorted((Path(checkpoint).resolve().parents[1] / "samples").glob("step_*.png"))
+    return pictures[-1].read_bytes() if pictures else None
+
+
+def draw_samples(prior: Prior, images: int, *, calls: int = 30, seed: int = 0) -> bytes:
+    """A picture (PNG) of unconditional samples by the prior's probability flow.
+
+    Args:
+        prior: what to draw from.
+        images: how many.
+        calls: network calls of one image.
+        seed: of the initial noise.
+
+    Raises:
+        PriorError: a sample is not finite.
+    """
+    device = next(prior.parameters()).device
+    x = sample_unconditional(prior, images, generator=torch.Generator().manual_seed(seed), steps=calls, device=device)
+    if not bool(torch.isfinite(x).all()):
+        raise PriorError("the prior's samples are not finite")
+    buffer = io.BytesIO()
+    save_image(image_grid(x, prior.card.value_range), buffer, format="png")
+    return buffer.getvalue()
+
+
+def round_weights(prior: Prior, precision: Precision, *, images: int = 16, seed: int = 0) -> Prior:
+    """The prior with its weights in another precision, and on its card what that changes.
+
+    Args:
+        prior: in full precision; it is left as it is.
+        precision: of the weights.
+        images: generated images on which the change of ``D(x; sigma)`` is measured.
+        seed: of these images.
+
+    Returns:
+        A prior that computes in ``precision``; as it will be loaded by default, in float32 with the rounded weights, is how the change
+        is measured.
+
+    Raises:
+        ValueError: an unknown precision.
+        PriorError: a weight exceeds the range of ``precision``.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision = {precision!r}; allowed are {', '.join(get_args(Precision))}")
+    dtype = getattr(torch, precision)
+    network = copy.deepcopy(prior.network).to(dtype)
+    large = [name for name, value in network.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if large:
+        raise PriorError(
+            f"precision = {precision!r}: {large[0]} has values beyond its range; bfloat16 has that of float32"
+        )
+    rounded = Prior(copy.deepcopy(network).float(), prior.preconditioning, prior.card)
+    loss = precision_loss(prior, rounded, images=images, seed=seed)
+    record = {
+        "weights": precision,
+        "images": images,
+        "seed": seed,
+        "difference": {f"{low:g}-{high:g}": list(values) for (low, high), values in loss.items()},
+    }
+    card = dataclasses.replace(prior.card, precision=record)
+    return Prior(network, prior.preconditioning, card).eval().requires_grad_(False)
