@@ -1,12 +1,14 @@
 """Foreign networks as priors, compared with their own packages: same output, every key accounted for, clear refusals."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dpnp_shared.networks import ADMUNet
 from dpnp_shared.preconditioning import DiscreteVP
@@ -204,3 +206,142 @@ def test_the_data_figures_are_given_or_measured(tmp_path, adm_file):
     for fields in (unknown, {"spread": None}, {"data_std": None}, {"images": tmp_path / "x.npy"}):
         with pytest.raises(ValueError, match=r"data_std = .*, spread = "):
             import_adm(adm_file, **fields)
+
+
+# --- diffusers --------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "sample_size": 16, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+def diffusers_pipeline(folder: Path, network: dict, scheduler: dict):
+    """A real pipeline, written by the package itself."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = randomised(UNet2DModel(**SMALL | network))
+    pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler(clip_sample=False, **scheduler))
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("diffusers") / "pipeline"
+    diffusers_pipeline(folder, {}, {})
+    return folder
+
+
+def import_diffusers(folder: Path, **fields) -> Prior:
+    return import_prior(folder, format="diffusers", **FIGURES | fields)
+
+
+@pytest.mark.parametrize(
+    ("network", "scheduler"),
+    [
+        # as Google's DDPM networks
+        ({"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None, "norm_eps": 1e-6},
+         {"variance_type": "fixed_large"}),
+        # as ADM
+        ({"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet", "out_channels": 6,
+          "block_out_channels": (16, 32, 32), "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+          "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")},
+         {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012, "variance_type": "learned_range"}),
+        ({"in_channels": 1, "out_channels": 1, "mid_block_scale_factor": 1.7, "act_fn": "mish", "time_embedding_dim": 24,
+          "attn_norm_num_groups": 4, "sample_size": (8, 16)},
+         {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}),
+        ({"mid_block_type": None, "layers_per_block": 2, "attention_head_dim": 16}, {"beta_schedule": "sigmoid"}),
+        ({"add_attention": False, "center_input_sample": True},
+         {"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()}),
+    ],
+)  # fmt: skip
+def test_diffusers_equals_the_package(tmp_path, network, scheduler):
+    pipeline = diffusers_pipeline(tmp_path / "pipeline", network, scheduler)
+    prior = import_diffusers(tmp_path / "pipeline")
+    assert prior.network.state_dict().keys() == pipeline.unet.state_dict().keys()
+    size = network.get("sample_size", 16)
+    assert prior.card.image_shape == (prior.network.channels, *(size if isinstance(size, tuple) else (size, size)))
+    prior = reloaded(prior, tmp_path / "prior")
+    x, times = noisy(2, prior.network.channels, 8, 16), torch.tensor([3, 700])
+    source = pipeline.unet(x, times).sample
+    close(prior.network(x, times.float()), source[:, : prior.network.channels])
+    for i, t in enumerate(times):
+        expected = pipeline.scheduler.step(source[i : i + 1], int(t), x[i : i + 1]).pred_original_sample
+        alpha_bar = float(pipeline.scheduler.alphas_cumprod.double()[t])
+        found = prior(x[i : i + 1] / alpha_bar**0.5, (1 / alpha_bar - 1) ** 0.5)
+        # the package keeps its table in single precision
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_diffusers_old_flat_folder(tmp_path, diffusers_folder):
+    """Flat folders with pickled weights and the attention's former names, as of the first releases."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(diffusers_folder / "unet" / "diffusion_pytorch_model.safetensors")
+    renamed = {}
+    for key, value in weights.items():
+        for today, former in old.items():
+            key = key.replace(f".{today}.", f".{former}.")
+        renamed[key] = value
+    assert sum("proj_attn" in key for key in renamed) == 8  # four layers with attention
+    torch.save(renamed, flat / "diffusion_pytorch_model.bin")
+    for name in ("unet/config.json", "scheduler/scheduler_config.json", "model_index.json"):
+        (flat / Path(name).name).write_text((diffusers_folder / name).read_text())
+    prior = import_diffusers(flat)
+    for key, value in prior.network.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "match"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "_class_name is 'UNet2DConditionModel'"),
+        ("unet/config.json", {"num_class_embeds": 10}, "num_class_embeds is 10; allowed is None"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'"),
+        ("unet/config.json", {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "'SkipDownBlock2D'; allowed are"),
+        ("unet/config.json", {"norm_num_groups": 7}, "norm_num_groups = 7"),
+        ("unet/config.json", {"colour": 7}, "colour"),
+        ("unet/config.json", {"layers_per_block": 2}, r"missing keys: down_blocks\.0\.resnets\.1"),
+        ("unet/config.json", {"mid_block_type": None}, r"unknown keys: mid_block\.attentions\.0"),
+        ("unet/config.json", {"resnet_time_scale_shift": "scale_shift"}, "attentions.0.group_norm"),
+        ("unet/config.json", {"time_embedding_dim": 48}, "has shape"),
+        ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "'ScoreSdeVeScheduler'; allowed are"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "'sample'; allowed are epsilon, v_prediction"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "laplace"}, "'laplace'; allowed are linear"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
+        ("scheduler/scheduler_config.json", {"beta_end": 1.5}, r"numbers in \(0, 1\)"),
+        ("scheduler/scheduler_config.json", {"beta_start": ...}, "beta_start is missing"),
+        ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "also has vqvae"),
+    ],
+)  # fmt: skip
+def test_diffusers_refusals(tmp_path, diffusers_folder, file, change, match):
+    copy = tmp_path / "copy"
+    shutil.copytree(diffusers_folder, copy)
+    config = json.loads((copy / file).read_text()) | change
+    (copy / file).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    with pytest.raises(PriorError, match=match):
+        import_diffusers(copy)
+
+
+def test_diffusers_incomplete_folders(tmp_path, diffusers_folder):
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    for file, match in [
+        ("unet/config.json", "config.json is missing"),
+        ("scheduler/scheduler_config.json", "scheduler_config.json is missing"),
+        (weights, "but config.json"),
+    ]:
+        copy = tmp_path / file.replace("/", "-")
+        shutil.copytree(diffusers_folder, copy)
+        (copy / file).unlink()
+        with pytest.raises(PriorError, match=match):
+            import_diffusers(copy)
+        if file != weights:
+            (copy / file).write_text("{")
+            with pytest.raises(PriorError, match="not valid JSON"):
+                import_diffusers(copy)
+    with pytest.raises(PriorError, match="is not a folder"):
+        import_diffusers(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="options"):
+        import_diffusers(diffusers_folder, options=ADMOptions(heads=1))

@@ -7,11 +7,11 @@ from typing import Literal
 
 from dpnp_shared.prior import Prior, PriorCard, PriorError
 from dpnp_training.data import DataDescription, ImageData
-from dpnp_training.foreign import adm
+from dpnp_training.foreign import adm, diffusers
 from dpnp_training.foreign.adm import ADMOptions
 from dpnp_training.foreign.weights import Converted
 
-Format = Literal["adm"]
+Format = Literal["adm", "diffusers"]
 
 
 def import_prior(
@@ -38,7 +38,8 @@ def import_prior(
 
     Args:
         source: the foreign file or folder.
-        format: ``adm``: the state dict of a guided-diffusion or improved-diffusion U-Net.
+        format: ``adm``: the state dict of a guided-diffusion or improved-diffusion U-Net;
+            ``diffusers``: a folder with a ``UNet2DModel`` and its scheduler.
         name: title of the card.
         image_shape: ``(C, H, W)`` the network was trained at; may be left out where the file tells it.
         data_std: standard deviation of all pixel values of the data, in units of ``value_range``.
@@ -61,8 +62,12 @@ def import_prior(
     """
     if format == "adm":
         converted = adm.convert(source, options)
+    elif format == "diffusers":
+        if options is not None:
+            raise ValueError(f"options = {options}: a folder of diffusers says everything itself")
+        converted = diffusers.convert(source)
     else:
-        raise ValueError(f"format = {format!r}; allowed is 'adm'")
+        raise ValueError(f"format = {format!r}; allowed are 'adm' and 'diffusers'")
     shape = _image_shape(image_shape, converted)
     provenance = dict(converted.provenance)
     if images is not None:
