@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonargparse import auto_cli
 from safetensors.torch import load_file, save_file
 
-from dpnp_shared.networks import ADMUNet
+from dpnp_shared.networks import ADMUNet, EDMUNet
 from dpnp_shared.preconditioning import DiscreteVP
 from dpnp_shared.prior import Prior, PriorError
-from dpnp_training.foreign import ADMOptions, import_prior
+from dpnp_training.foreign import ADMOptions, EDMOptions, import_prior
+from dpnp_training.foreign.cli import import_folder
 
 FIGURES = {"name": "test", "data_std": 0.5, "spread": 10.0}
 
@@ -345,3 +347,139 @@ def test_diffusers_incomplete_folders(tmp_path, diffusers_folder):
         import_diffusers(tmp_path / "nothing")
     with pytest.raises(ValueError, match="options"):
         import_diffusers(diffusers_folder, options=ADMOptions(heads=1))
+
+
+# --- EDM --------------------------------------------------------------------------------------------------------
+
+
+def edm_reference(kind: str, **arguments) -> torch.nn.Module:
+    """NVlabs' architectures, as deepinv carries them."""
+    from deepinv.models import ADMUNet, NCSNpp
+
+    small = {
+        "img_resolution": 16,
+        "num_blocks": 1,
+        "channel_mult": (1, 2),
+        "attn_resolutions": (8,),
+        "pretrained": None,
+    }
+    if kind == "adm":
+        return randomised(ADMUNet(**small | {"model_channels": 64} | arguments))
+    return randomised(NCSNpp(**small | {"model_channels": 32, "model_type": kind.removesuffix("++")} | arguments))
+
+
+def import_edm(file: Path, preconditioning: str = "edm", **fields) -> Prior:
+    return import_prior(file, format="edm", options=EDMOptions(preconditioning), **FIGURES | fields)
+
+
+@pytest.mark.parametrize("kind", ["ddpm++", "ncsn++", "adm"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_blocks": 2, "channel_mult": (1, 2, 2), "attn_resolutions": (8, 4), "in_channels": 1, "out_channels": 1}]
+)  # fmt: skip
+def test_edm_equals_the_reference(tmp_path, kind, arguments):
+    network = edm_reference(kind, **arguments)
+    channels = arguments.get("in_channels", 3)
+    torch.save({f"model.{key}": value for key, value in network.state_dict().items()}, tmp_path / "x.pt")
+    prior = import_edm(tmp_path / "x.pt")
+    assert prior.card.image_shape == (channels, 16, 16)
+    left_out = set(network.state_dict()) - set(prior.network.state_dict())
+    assert left_out == ({"map_augment.weight"} if kind != "adm" else set())
+    assert ("left out" in prior.card.training) == bool(left_out)
+    prior = reloaded(prior, tmp_path / "prior")
+    x = noisy(2, channels, 16, 8)
+    noise = torch.tensor([-1.0, 0.7])
+    close(prior.network(x, noise), network.forward_unet(x.clone(), noise))
+    network.pixel_std = 0.5
+    for sigma in (0.01, 1.0, 70.0):
+        close(prior(x, sigma), network(x.clone(), sigma))
+
+
+def test_edm_other_preconditionings(tmp_path):
+    network = edm_reference("ddpm++")
+    torch.save(network.state_dict(), tmp_path / "x.pt")
+    x, sigma = noisy(1, 3, 16, 16), 2.0
+    # Karras et al. 2022, Table 1
+    t = ((0.1**2 + 2 * 19.9 * np.log1p(sigma**2)) ** 0.5 - 0.1) / 19.9
+    vp = x - sigma * network.forward_unet(x / (1 + sigma**2) ** 0.5, torch.tensor([999 * t], dtype=torch.float32))
+    torch.testing.assert_close(import_edm(tmp_path / "x.pt", "vp")(x, sigma), vp, rtol=1e-3, atol=1e-4)
+    ve = x + sigma * network.forward_unet(x.clone(), torch.tensor([np.log(sigma / 2)], dtype=torch.float32))
+    close(import_edm(tmp_path / "x.pt", "ve")(x, sigma), ve)
+
+
+def test_edm_equals_deepinv_in_full_size():
+    """deepinv's networks load the published FFHQ and AFHQ 64 x 64 files with these keys and shapes."""
+    from deepinv.models import NCSNpp
+
+    from dpnp_training.foreign.edm import architecture
+
+    for model_type in ("ddpm", "ncsn"):
+        with torch.device("meta"):
+            table = NCSNpp(model_type=model_type, pretrained=None).state_dict()
+            network = EDMUNet(**architecture(table, Path("ffhq")))
+        del table["map_augment.weight"]
+        assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in table.items()}
+
+
+def test_edm_refusals(tmp_path):
+    weights = edm_reference("adm").state_dict()
+
+    def refused(match, changed, **fields):
+        torch.save(changed, tmp_path / "x.pt")
+        with pytest.raises(PriorError, match=match):
+            import_edm(tmp_path / "x.pt", **fields)
+
+    refused("map_label.weight: a class-conditional", weights | {"map_label.weight": torch.ones(1)})
+    refused(
+        r"missing keys: dec\.8x8_in0\.norm0\.bias", {k: v for k, v in weights.items() if k != "dec.8x8_in0.norm0.bias"}
+    )
+    refused(r"unknown keys: extra\.weight", weights | {"extra.weight": torch.ones(1)})
+    refused("has shape", weights | {"enc.8x8_down.conv0.resample_filter": torch.ones(1, 1, 4, 4)})
+    refused("keys enc.NxN_conv.weight", {"weight": torch.ones(1)})
+    refused("takes 3 channels", weights, image_shape=(1, 16, 16))
+    (tmp_path / "x.pkl").write_bytes(b"")
+    with pytest.raises(PriorError, match="source code in it"):
+        import_edm(tmp_path / "x.pkl")
+    torch.save(weights, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="allowed are edm, vp, ve"):
+        import_edm(tmp_path / "x.pt", "iddpm")
+    for options in (None, ADMOptions(heads=1)):
+        with pytest.raises(ValueError, match="options"):
+            import_prior(tmp_path / "x.pt", format="edm", options=options, **FIGURES)
+
+
+# --- command line -----------------------------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path, adm_file, diffusers_folder, capsys):
+    def run(*arguments: str) -> None:
+        auto_cli({"import": import_folder}, as_positional=True, args=["import", *arguments])
+
+    figures = ["--data_std=0.5", "--spread=10"]
+    folder = tmp_path / "faces"
+    run(
+        "adm",
+        str(adm_file),
+        str(folder),
+        "--image_shape=[3,16,16]",
+        "--adm.head_channels=16",
+        "--license=MIT",
+        *figures,
+    )
+    assert f"prior written to {folder}" in capsys.readouterr().out
+    card = Prior.from_pretrained(folder).card
+    assert (card.name, card.license, card.spread) == ("faces", "MIT", 10.0)
+    run("diffusers", str(diffusers_folder), str(tmp_path / "other"), "--name=mine", *figures)
+    assert Prior.from_pretrained(tmp_path / "other").card.name == "mine"
+    torch.save(edm_reference("ddpm++").state_dict(), tmp_path / "x.pt")
+    run("edm", str(tmp_path / "x.pt"), str(tmp_path / "third"), "--edm.preconditioning=edm", *figures)
+    for arguments, match in [
+        (["adm", str(adm_file), "--image_shape=[3,16,16]", *figures], "exactly one"),
+        (["adm", str(adm_file), "--image_shape=[3,16,16]", "--adm.heads=4"], "data_std"),
+        (["diffusers", str(diffusers_folder), "--images=/nowhere/at/all"], "does not exist"),
+        (["edm", str(tmp_path / "x.pt"), "--adm.heads=4", *figures], "do not belong"),
+        (["edm", str(tmp_path / "x.pt"), "--adm.heads=4", "--edm.preconditioning=ve", *figures], "both"),
+    ]:
+        arguments.insert(2, str(tmp_path / "none"))
+        with pytest.raises(PriorError, match=match):
+            run(*arguments)
+    assert not (tmp_path / "none").exists()

@@ -2,6 +2,7 @@
 
 from dpnp_shared.networks.adm import ADMUNet
 from dpnp_shared.networks.diffusers_unet import DiffusersUNet
+from dpnp_shared.networks.edm_unet import EDMUNet
 from dpnp_shared.networks.unet import UNet
 
-__all__ = ["ADMUNet", "DiffusersUNet", "UNet"]
+__all__ = ["ADMUNet", "DiffusersUNet", "EDMUNet", "UNet"]

@@ -43,15 +43,6 @@ class ADMOptions:
     entry: str | None = None
     prefix: str = ""
 
-    def __post_init__(self) -> None:
-        if (self.head_channels is None) == (self.heads is None):
-            raise ValueError(
-                f"head_channels = {self.head_channels}, heads = {self.heads}: the file does not tell the attention heads, "
-                "give exactly one of them (num_head_channels or num_heads of the training script)"
-            )
-        if self.steps < 2:
-            raise ValueError(f"steps = {self.steps}; at least 2 are needed")
-
 
 def convert(source: str | Path, options: ADMOptions | None) -> Converted:
     """Read a guided-diffusion file.
@@ -65,6 +56,13 @@ def convert(source: str | Path, options: ADMOptions | None) -> Converted:
         ValueError: an option is missing or does not fit the network.
     """
     options = options if options is not None else ADMOptions()
+    if (options.head_channels is None) == (options.heads is None):
+        raise ValueError(
+            f"head_channels = {options.head_channels}, heads = {options.heads}: the file does not tell the attention heads, "
+            "give exactly one of them (num_head_channels or num_heads of the training script)"
+        )
+    if options.steps < 2:
+        raise ValueError(f"steps = {options.steps}; at least 2 are needed")
     file = Path(source)
     weights = read_weights(file, options.entry, options.prefix)
     arguments = architecture(weights, file)

@@ -7,11 +7,12 @@ from typing import Literal
 
 from dpnp_shared.prior import Prior, PriorCard, PriorError
 from dpnp_training.data import DataDescription, ImageData
-from dpnp_training.foreign import adm, diffusers
+from dpnp_training.foreign import adm, diffusers, edm
 from dpnp_training.foreign.adm import ADMOptions
+from dpnp_training.foreign.edm import EDMOptions
 from dpnp_training.foreign.weights import Converted
 
-Format = Literal["adm", "diffusers"]
+Format = Literal["adm", "diffusers", "edm"]
 
 
 def import_prior(
@@ -29,7 +30,7 @@ def import_prior(
     dataset: str = "not stated",
     license: str = "not stated",
     notes: str = "",
-    options: ADMOptions | None = None,
+    options: ADMOptions | EDMOptions | None = None,
 ) -> Prior:
     """Convert another project's unconditional image network.
 
@@ -39,7 +40,7 @@ def import_prior(
     Args:
         source: the foreign file or folder.
         format: ``adm``: the state dict of a guided-diffusion or improved-diffusion U-Net;
-            ``diffusers``: a folder with a ``UNet2DModel`` and its scheduler.
+            ``diffusers``: a folder with a ``UNet2DModel`` and its scheduler; ``edm``: the state dict of a network of EDM's code.
         name: title of the card.
         image_shape: ``(C, H, W)`` the network was trained at; may be left out where the file tells it.
         data_std: standard deviation of all pixel values of the data, in units of ``value_range``.
@@ -51,7 +52,7 @@ def import_prior(
         dataset: which data it was trained on, for the card.
         license: of weights and data, for the card.
         notes: free text for the card.
-        options: what a file of this format does not say.
+        options: what a file of this format does not say: :class:`ADMOptions` or :class:`EDMOptions`, none for ``diffusers``.
 
     Returns:
         The prior in evaluation mode, its parameters frozen.
@@ -60,14 +61,7 @@ def import_prior(
         PriorError: the file is missing or damaged, or is not an unconditional network of this format; names the key.
         ValueError: an argument is missing or out of range.
     """
-    if format == "adm":
-        converted = adm.convert(source, options)
-    elif format == "diffusers":
-        if options is not None:
-            raise ValueError(f"options = {options}: a folder of diffusers says everything itself")
-        converted = diffusers.convert(source)
-    else:
-        raise ValueError(f"format = {format!r}; allowed are 'adm' and 'diffusers'")
+    converted = _convert(source, format, options)
     shape = _image_shape(image_shape, converted)
     provenance = dict(converted.provenance)
     if images is not None:
@@ -100,6 +94,21 @@ def import_prior(
         notes=notes,
     )
     return Prior(converted.network, preconditioning, card).eval().requires_grad_(False)
+
+
+def _convert(source: str | Path, format: Format, options: ADMOptions | EDMOptions | None) -> Converted:
+    """The converter of the format, given options of its own kind."""
+    if format == "adm" and (options is None or isinstance(options, ADMOptions)):
+        return adm.convert(source, options)
+    if format == "edm" and (options is None or isinstance(options, EDMOptions)):
+        return edm.convert(source, options)
+    if format == "diffusers" and options is None:
+        return diffusers.convert(source)
+    if format in ("adm", "edm", "diffusers"):
+        raise ValueError(
+            f"options = {options} do not belong to format = {format!r}; adm takes ADMOptions, edm EDMOptions, diffusers none"
+        )
+    raise ValueError(f"format = {format!r}; allowed are adm, diffusers and edm")
 
 
 def _image_shape(given: tuple[int, int, int] | None, converted: Converted) -> tuple[int, int, int]:
