@@ -33,7 +33,12 @@ def noisy(*shape: int) -> torch.Tensor:
 
 
 def reloaded(prior: Prior, folder: Path) -> Prior:
-    return Prior.from_pretrained(prior.save_pretrained(folder))
+    """After a round trip, in the references' memory format.
+
+    PyTorch's group normalisation in channels-last format loses digits on the CPU where a group is a single channel, which only networks
+    as small as these have: up to 0.06 for offsets of 100 standard deviations, against 1e-5 in contiguous format.
+    """
+    return Prior.from_pretrained(prior.save_pretrained(folder)).to(memory_format=torch.contiguous_format)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
