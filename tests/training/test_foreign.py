@@ -132,11 +132,6 @@ def test_adm_schedules_and_other_sizes(adm_file):
     assert cosine.preconditioning.schedule.hyperparameters["schedule"] == "cosine"
     linear = import_adm(adm_file, ADMOptions(head_channels=16, steps=4000))
     assert linear.sigma_max == pytest.approx(DiscreteVP().sigma_max, rel=0.05)
-    # sizes the down-sampling does not divide are padded with the edge, as explicit padding shows
-    odd = noisy(1, 3, 7, 13)
-    padded = torch.nn.functional.pad(odd, (0, 1, 0, 1), mode="replicate")
-    t = torch.tensor([10.0])
-    close(plain.network(odd, t), plain.network(padded, t)[..., :7, :13])
 
 
 def test_adm_checkpoint_with_entry_and_prefix(tmp_path, adm_file):
@@ -174,6 +169,8 @@ def test_adm_refusals(tmp_path, adm_file):
     refused("gives 5 channels for an image of 3", weights | {"out.2.weight": torch.ones(5, 32, 3, 3)})
     refused("output_blocks", {k: v for k, v in weights.items() if not k.startswith("output_blocks")})
     refused("not a state dict", [1, 2])
+    refused("not a state dict", {0: torch.ones(1)})
+    refused(r"time_embed\.0\.weight has shape \(7,\); 2 axes", weights | {"time_embed.0.weight": torch.ones(7)})
     refused("head_channels = 48 does not divide", weights, error=ValueError, head_channels=48)
     (tmp_path / "cut.pt").write_bytes(adm_file.read_bytes()[:-2000])
     (tmp_path / "cut.safetensors").write_bytes(adm_file.read_bytes()[:100])
@@ -310,6 +307,7 @@ def test_diffusers_old_flat_folder(tmp_path, diffusers_folder):
         ("unet/config.json", {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "'SkipDownBlock2D'; allowed are"),
         ("unet/config.json", {"norm_num_groups": 7}, "norm_num_groups = 7"),
         ("unet/config.json", {"colour": 7}, "colour"),
+        ("unet/config.json", {"sample_size": [16]}, r"sample_size is \[16\]"),
         ("unet/config.json", {"layers_per_block": 2}, r"missing keys: down_blocks\.0\.resnets\.1"),
         ("unet/config.json", {"mid_block_type": None}, r"unknown keys: mid_block\.attentions\.0"),
         ("unet/config.json", {"resnet_time_scale_shift": "scale_shift"}, "attentions.0.group_norm"),
@@ -450,6 +448,17 @@ def test_edm_refusals(tmp_path):
     for options in (None, ADMOptions(heads=1)):
         with pytest.raises(ValueError, match="options"):
             import_prior(tmp_path / "x.pt", format="edm", options=options, **FIGURES)
+
+
+def test_any_image_size(tmp_path, adm_file, diffusers_folder):
+    """Sizes that the down-sampling does not divide are padded with the edge, as explicit padding shows."""
+    torch.save(edm_reference("ncsn++").state_dict(), tmp_path / "x.pt")
+    odd, t = noisy(1, 3, 7, 13), torch.tensor([0.5])
+    padded = torch.nn.functional.pad(odd, (0, 1, 0, 1), mode="replicate")
+    for prior in (import_adm(adm_file), import_diffusers(diffusers_folder), import_edm(tmp_path / "x.pt")):
+        close(prior.network(odd, t), prior.network(padded, t)[..., :7, :13])
+        with pytest.raises(ValueError, match=r"takes \(B, 3, H, W\)"):
+            prior.network(odd[:, :2], t)
 
 
 # --- command line -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpnp_shared.networks.adm import ADMUNet
 from dpnp_shared.preconditioning import DiscreteVP, VPEpsilon
 from dpnp_shared.prior import PriorError
-from dpnp_training.foreign.weights import Converted, file_hash, fill, read_weights
+from dpnp_training.foreign.weights import Converted, file_hash, fill, read_weights, shape_of
 
 
 @dataclass
@@ -98,10 +98,8 @@ def architecture(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:
         PriorError: a key is missing, or the network takes class labels.
     """
 
-    def shape(key: str) -> torch.Size:
-        if key not in weights:
-            raise PriorError(f"{file} is not a guided-diffusion U-Net: the key {key} is missing")
-        return weights[key].shape
+    def shape(key: str, axes: int) -> torch.Size:
+        return shape_of(weights, key, axes, file)
 
     if any(key.startswith("label_emb.") for key in weights):
         raise PriorError(f"{file} has the key label_emb.weight: a class-conditional network; a prior is unconditional")
@@ -120,9 +118,9 @@ def architecture(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:
     if blocks < 1 or stages % (blocks + 1):
         raise PriorError(f"{file} is not a guided-diffusion U-Net: it has {stages} complete output_blocks")
     starts = [1 + level * (blocks + 1) for level in range(stages // (blocks + 1))]  # of the levels, in input_blocks
-    widths = [shape(f"input_blocks.{start}.0.out_layers.3.weight")[0] for start in starts]
-    channels = shape("input_blocks.0.0.weight")[1]
-    outputs = shape("out.2.weight")[0]
+    widths = [shape(f"input_blocks.{start}.0.out_layers.3.weight", 4)[0] for start in starts]
+    channels = shape("input_blocks.0.0.weight", 4)[1]
+    outputs = shape("out.2.weight", 4)[0]
     if outputs not in (channels, 2 * channels):
         raise PriorError(
             f"{file}: out.2.weight gives {outputs} channels for an image of {channels}; allowed are {channels} (noise) "
@@ -133,8 +131,8 @@ def architecture(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:
         "widths": widths,
         "blocks": blocks,
         "attention": [level for level, start in enumerate(starts) if f"input_blocks.{start}.1.qkv.weight" in weights],
-        "embedding": shape("time_embed.0.weight")[1],
+        "embedding": shape("time_embed.0.weight", 2)[1],
         "resample_blocks": upsampling(first) == "block",
-        "scale_shift": shape("middle_block.0.emb_layers.1.weight")[0] == 2 * widths[-1],
+        "scale_shift": shape("middle_block.0.emb_layers.1.weight", 2)[0] == 2 * widths[-1],
         "learned_variance": outputs == 2 * channels,
     }

@@ -64,9 +64,7 @@ def convert(source: str | Path) -> Converted:
     except (TypeError, ValueError) as error:
         raise PriorError(f"{config_file}: {error}") from error
     fill(network, _renamed(read_weights(weights_file)), weights_file)
-    size = config.get("sample_size") or 0
-    height, width = (size, size) if isinstance(size, int) else size
-    return Converted(network, preconditioning, (network.channels, height, width), {
+    return Converted(network, preconditioning, (network.channels, *_size(config, config_file)), {
         "imported from": f"diffusers {config.get('_diffusers_version', '(version not stated)')}",
         "SHA-256 of the file": file_hash(weights_file),
     })  # fmt: skip
@@ -92,6 +90,17 @@ def _check_pipeline(folder: Path) -> None:
         other = sorted(set(parts) - {"unet", "scheduler"})
         if other:
             raise PriorError(f"{index}: the pipeline also has {', '.join(other)}; a prior is a network on images alone")
+
+
+def _size(config: dict[str, Any], file: Path) -> tuple[int, int]:
+    """Height and width of the images, 0 if they are not stated."""
+    size = config.get("sample_size")
+    if size is None:
+        return 0, 0
+    pair = [size, size] if isinstance(size, int) else size
+    if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)):
+        raise PriorError(f"{file}: sample_size is {size!r}; allowed are a positive number and two of them")
+    return pair[0], pair[1]
 
 
 def _arguments(config: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dpnp_shared.networks.edm_unet import EDMUNet
 from dpnp_shared.preconditioning import EDM, VE, ContinuousVP, Preconditioning, VPEpsilon
 from dpnp_shared.prior import PriorError
-from dpnp_training.foreign.weights import Converted, file_hash, fill, read_weights
+from dpnp_training.foreign.weights import Converted, file_hash, fill, read_weights, shape_of
 
 AUGMENTATION = "map_augment.weight"  # of labels that are zero when the network is used, so it has no effect
 
@@ -97,10 +97,8 @@ def architecture(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:
         PriorError: a key is missing, or the network takes class labels.
     """
 
-    def shape(key: str) -> torch.Size:
-        if key not in weights:
-            raise PriorError(f"{file} is not a network of EDM's code: the key {key} is missing")
-        return weights[key].shape
+    def shape(key: str, axes: int) -> torch.Size:
+        return shape_of(weights, key, axes, file)
 
     if any(key.startswith("map_label.") for key in weights):
         raise PriorError(f"{file} has the key map_label.weight: a class-conditional network; a prior is unconditional")
@@ -118,14 +116,14 @@ def architecture(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:
             f"{file} is not a network of EDM's code: the key {_level(resolution, 0)}_block0.conv1.weight is missing"
         )
     kind = "adm" if "out_conv.weight" in weights else "ncsn++" if "map_noise.freqs" in weights else "ddpm++"
-    stem, channels = shape(stems[0][0])[:2]
-    features, sinusoids = shape("map_layer0.weight")
+    stem, channels = shape(stems[0][0], 4)[:2]
+    features, sinusoids = shape("map_layer0.weight", 2)
     names = [_level(resolution, level) for level in range(levels)]
     return {
         "kind": kind,
         "channels": channels,
         "resolution": resolution,
-        "widths": [shape(f"{name}_block0.conv1.weight")[0] for name in names],
+        "widths": [shape(f"{name}_block0.conv1.weight", 4)[0] for name in names],
         "stem": stem,
         "blocks": blocks,
         "attention": [level for level, name in enumerate(names) if f"{name}_block0.qkv.weight" in weights],

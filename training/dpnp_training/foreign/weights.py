@@ -62,13 +62,30 @@ def read_weights(file: Path, entry: str | None = None, prefix: str = "") -> dict
         content = content[name]
     if not isinstance(content, dict) or not content:
         raise PriorError(f"{file} holds a {type(content).__name__}, not a state dict")
-    strange = [f"{key} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)]
+    strange = [
+        f"{key} ({type(value).__name__})"
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if strange:
         raise PriorError(f"{file} is not a state dict, it holds {_few(strange)}; name the state dict in it by 'entry'")
     other = [key for key in content if not key.startswith(prefix)]
     if other:
         raise PriorError(f"prefix = {prefix!r}: {file} has keys that do not begin with it, {_few(other)}")
     return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def shape_of(weights: dict[str, Tensor], key: str, axes: int, file: Path) -> torch.Size:
+    """Shape of an entry from which an architecture is read.
+
+    Raises:
+        PriorError: the entry is missing or does not have so many axes.
+    """
+    if key not in weights:
+        raise PriorError(f"{file} is not a network of this format: the key {key} is missing")
+    if weights[key].ndim != axes:
+        raise PriorError(f"{file}: {key} has shape {tuple(weights[key].shape)}; {axes} axes are needed")
+    return weights[key].shape
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> nn.Module:
