@@ -2,13 +2,14 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, auto_parser
 from safetensors.torch import load_file, save_file
 
 from dpnp_shared.networks import ADMUNet, EDMUNet
@@ -497,3 +498,14 @@ def test_command_line(tmp_path, adm_file, diffusers_folder, capsys):
         with pytest.raises(PriorError, match=match):
             run(*arguments)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_commands_of_the_page_are_understood():
+    page = (Path(__file__).parents[2] / "docs" / "foreign_priors.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("dpnp-prior import ")]
+    parser = auto_parser({"import": import_folder}, as_positional=True)
+    found = [parser.parse_args(command[1:]).get("import") for command in commands]
+    assert [arguments.format for arguments in found] == ["adm", "diffusers", "edm"]
+    assert found[0].image_shape == (3, 256, 256)
+    assert found[0].adm.head_channels == 64
+    assert found[2].edm.preconditioning == "edm"
