@@ -1,5 +1,8 @@
 """Score networks. Each takes ``(c_in·x, c_noise)`` and gives a tensor shaped like ``x``."""
 
+from dpnp_shared.networks.adm import ADMUNet
+from dpnp_shared.networks.diffusers_unet import DiffusersUNet
+from dpnp_shared.networks.edm_unet import EDMUNet
 from dpnp_shared.networks.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["ADMUNet", "DiffusersUNet", "EDMUNet", "UNet"]
