@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dpnp_shared.denoiser import expand_sigma
-from dpnp_shared.preconditioning import VPSchedule
+from dpnp_shared.preconditioning import DiscreteVP, VPSchedule
 
-Weighting = Literal["edm", "epsilon", "x0"]
+Weighting = Literal["edm", "epsilon", "v", "flow", "x0"]
 
 
 class NoiseDistribution(ABC):
@@ -29,6 +29,10 @@ class NoiseDistribution(ABC):
 
 class LogNormal(NoiseDistribution):
     """``log σ ~ N(mean, std²)`` (Karras et al. 2022, Table 1).
+
+    On the path of flow matching ``σ = t/(1-t)``, so that ``log σ = logit t``: this is the logit-normal distribution of t of
+    Esser et al. 2024 (arXiv 2403.03206, section 3.1) with the same mean and std, and their shift of t by a factor α
+    (section 5.3.2), ``t → α t/(1 + (α-1) t)``, is ``mean + log α``.
 
     Args:
         mean: of log σ.
@@ -70,27 +74,58 @@ class LogUniform(NoiseDistribution):
         return (math.log(self.low) + u * math.log(self.high / self.low)).exp()
 
 
-class UniformTime(NoiseDistribution):
-    """σ of a uniformly drawn time of a variance-preserving process, as DDPM trains (Ho et al. 2020, algorithm 1).
+class UniformFlowTime(NoiseDistribution):
+    """``t`` uniform on the straight path of flow matching, ``σ = t/(1-t)`` (Lipman et al. 2023; Liu et al. 2023).
 
     Args:
-        schedule: the process; the noise levels are those of a thousand equally spaced times.
+        low: smallest t, positive.
+        high: largest t, below 1.
+
+    Raises:
+        ValueError: not ``0 < low < high < 1``.
     """
 
-    def __init__(self, schedule: VPSchedule) -> None:
-        # invert time(σ) on a fine grid, so that any schedule serves
-        grid = torch.logspace(
-            math.log10(schedule.sigma_min), math.log10(schedule.sigma_max), 20_001, dtype=torch.float64
-        )
-        times = schedule.time(grid)
-        wanted = torch.linspace(float(times[0]), float(times[-1]), 1000, dtype=torch.float64)
-        index = torch.searchsorted(times, wanted).clamp(max=len(grid) - 1)
-        self.levels = grid[index].float()
+    def __init__(self, low: float = 0.002, high: float = 0.998) -> None:
+        if not 0 < low < high < 1:
+            raise ValueError(f"low = {low}, high = {high}; needed is 0 < low < high < 1")
+        self.low, self.high = low, high
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """See :class:`NoiseDistribution`."""
-        index = torch.randint(len(self.levels), (n,), generator=generator, device=generator.device)
-        return self.levels.to(index.device)[index]
+        t = self.low + (self.high - self.low) * torch.rand(n, generator=generator, device=generator.device)
+        return t / (1 - t)
+
+
+class UniformTime(NoiseDistribution):
+    """Uniform in the own time of a variance-preserving process.
+
+    With a table of β's the times are its entries, as DDPM trains (Ho et al. 2020, algorithm 1); with a continuous-time
+    schedule every time between its earliest and its latest (Song et al. 2021).
+
+    Args:
+        schedule: the process.
+    """
+
+    def __init__(self, schedule: VPSchedule) -> None:
+        self.discrete = isinstance(schedule, DiscreteVP)
+        if isinstance(schedule, DiscreteVP):
+            self.log_levels = schedule.log_sigmas.float()
+        else:  # invert time(σ) on a fine grid, so that any schedule serves
+            grid = torch.linspace(math.log(schedule.sigma_min), math.log(schedule.sigma_max), 20_001).double()
+            times = schedule.time(grid.exp())
+            wanted = torch.linspace(float(times[0]), float(times[-1]), 10_001, dtype=torch.float64)
+            right = torch.searchsorted(times, wanted).clamp(1, len(grid) - 1)
+            fraction = ((wanted - times[right - 1]) / (times[right] - times[right - 1])).clamp(0, 1)
+            self.log_levels = torch.lerp(grid[right - 1], grid[right], fraction).float()
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """See :class:`NoiseDistribution`."""
+        levels = self.log_levels.to(generator.device)
+        if self.discrete:
+            return levels[torch.randint(len(levels), (n,), generator=generator, device=generator.device)].exp()
+        position = torch.rand(n, generator=generator, device=generator.device) * (len(levels) - 1)
+        left = position.long().clamp(max=len(levels) - 2)
+        return torch.lerp(levels[left], levels[left + 1], position - left).exp()
 
 
 class DenoisingScoreMatching:
@@ -98,8 +133,9 @@ class DenoisingScoreMatching:
 
     Args:
         noise: distribution of σ; EDM's log-normal by default.
-        weighting: λ(σ). ``edm``: ``(σ² + σ_data²)/(σ σ_data)²``, unit loss at every σ at the start; ``epsilon``: ``1/σ²``,
-            DDPM's loss on the noise; ``x0``: 1.
+        weighting: λ(σ), named by what the plain squared error is then taken of. ``edm``: ``(σ² + σ_data²)/(σ σ_data)²``, unit
+            loss at every σ at the start; ``epsilon``: ``1/σ²``, DDPM's loss on the noise; ``v``: ``(1 + σ²)/σ²``, the loss on
+            v of Salimans & Ho 2022; ``flow``: ``((1 + σ)/σ)²``, flow matching's loss on the velocity; ``x0``: 1.
         sigma_data: standard deviation of the data's pixels, used by ``edm``.
 
     Raises:
@@ -120,7 +156,13 @@ class DenoisingScoreMatching:
         """λ(σ), shaped like ``sigma``."""
         if self.weighting == "edm":
             return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        return sigma**-2 if self.weighting == "epsilon" else torch.ones_like(sigma)
+        if self.weighting == "epsilon":
+            return sigma**-2
+        if self.weighting == "v":
+            return 1 + sigma**-2
+        if self.weighting == "flow":
+            return (1 + 1 / sigma) ** 2
+        return torch.ones_like(sigma)
 
     def __call__(
         self, denoise: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, *, generator: torch.Generator
