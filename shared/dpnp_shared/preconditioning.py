@@ -264,7 +264,8 @@ class FlowMatching(Preconditioning):
 
     .. math:: x = \frac{x_t}{1-t} = x_0 + \sigma w, \qquad \sigma = \frac{t}{1-t}, \quad t = \frac{\sigma}{1+\sigma}
 
-    so that :math:`1-t = 1/(1+\sigma)` and :math:`x_t = x/(1+\sigma)`, which is :math:`c_{in}`. From :math:`x_t = x_0 + t\,v` follows :math:`x_0 = x_t - t\,v`, hence
+    so that :math:`1-t = 1/(1+\sigma)` and :math:`x_t = x/(1+\sigma)`, which is :math:`c_{in}`.
+    From :math:`x_t = x_0 + t\,v` follows :math:`x_0 = x_t - t\,v`, hence
 
     .. math:: D(x; \sigma) = \frac{1}{1+\sigma}\,x - \frac{\sigma}{1+\sigma}\,F\!\left(\frac{x}{1+\sigma};\ t\right)
 
