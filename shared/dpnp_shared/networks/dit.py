@@ -106,10 +106,12 @@ class DiT(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.stem.weight.view(self.width, -1))
         nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
-        for layer in (self.embed[0], self.embed[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (self.condition, self.head, *(block.condition for block in self.blocks)):
-            nn.init.zeros_(layer.weight)
+        for module in self.embed.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in (self, *self.blocks):
+            nn.init.zeros_(module.condition.weight)
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, noise: Tensor, augmentation: Tensor | None = None) -> Tensor:
         """Raw network output.
@@ -149,7 +151,7 @@ class DiT(nn.Module):
         shift, scale = self.condition(condition)[:, None].chunk(2, dim=-1)
         h = self.head(normalised(h) * (1 + scale) + shift)
         p = self.patch
-        out = rearrange(h, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        out: Tensor = rearrange(h, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=p, q=p)
         return out[..., :height, :width]
 
 
@@ -174,7 +176,8 @@ class Layer(nn.Module):
             q, k = rotated(q, *rotation), rotated(k, *rotation)
         h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n c -> b n (heads c)")
         x = x + gate_1 * self.dropout(self.out(h))
-        return x + gate_2 * self.dropout(self.mlp(normalised(x) * (1 + scale_2) + shift_2))
+        out: Tensor = x + gate_2 * self.dropout(self.mlp(normalised(x) * (1 + scale_2) + shift_2))
+        return out
 
 
 def normalised(x: Tensor) -> Tensor:
