@@ -119,6 +119,6 @@ class _Informed(nn.Module):
         return output
 
 
-def informed(network: nn.Module, augmentation: Tensor | None) -> nn.Module:
+def informed(network: nn.Module, augmentation: Tensor | None = None) -> nn.Module:
     """The network as a function of image and noise level alone, the augmentation vector ``(B, A)`` filled in if there is one."""
     return network if augmentation is None else _Informed(network, augmentation)
