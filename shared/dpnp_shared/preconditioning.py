@@ -254,3 +254,43 @@ class VPrediction(VP):
         """See :class:`Preconditioning`."""
         c_in = (1 + sigma**2).rsqrt()
         return Coefficients(c_skip=c_in**2, c_out=-sigma * c_in, c_in=c_in, c_noise=self.schedule.time(sigma))
+
+
+class FlowMatching(Preconditioning):
+    r"""A network that predicts the velocity of the straight path from data to noise (Lipman et al. 2023; Liu et al. 2023).
+
+    Flow matching with the linear (rectified-flow) path sees :math:`x_t = (1-t)\,x_0 + t\,w`, :math:`t \in (0, 1)`, and learns
+    :math:`F(x_t; t) \approx v = dx_t/dt = w - x_0`. Divided by its signal's factor the same noisy image is
+
+    .. math:: x = \frac{x_t}{1-t} = x_0 + \sigma w, \qquad \sigma = \frac{t}{1-t}, \quad t = \frac{\sigma}{1+\sigma}
+
+    so that :math:`1-t = 1/(1+\sigma)` and :math:`x_t = x/(1+\sigma)`, which is :math:`c_{in}`.
+    From :math:`x_t = x_0 + t\,v` follows :math:`x_0 = x_t - t\,v`, hence
+
+    .. math:: D(x; \sigma) = \frac{1}{1+\sigma}\,x - \frac{\sigma}{1+\sigma}\,F\!\left(\frac{x}{1+\sigma};\ t\right)
+
+    Because :math:`|D - x_0|^2 = t^2\,|F - v|^2`, flow matching's own loss is denoising score matching with the weighting
+    :math:`\lambda(\sigma) = t^{-2} = ((1+\sigma)/\sigma)^2` (``flow`` in training).
+
+    Args:
+        time_scale: factor from t to the network's time input.
+        sigma_min: smallest noise level the network is to be trusted at.
+        sigma_max: largest noise level the network is to be trusted at; t = 1 would be an infinite one.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, time_scale: float = 1000.0, sigma_min: float = 0.002, sigma_max: float = 500.0) -> None:
+        super().__init__()
+        if not 0 < time_scale < math.inf:
+            raise ValueError(f"time_scale = {time_scale}; it must be positive and finite")
+        _check_range(sigma_min, sigma_max)
+        self.time_scale, self.sigma_min, self.sigma_max = time_scale, sigma_min, sigma_max
+        self.hyperparameters = {"time_scale": time_scale, "sigma_min": sigma_min, "sigma_max": sigma_max}
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """See :class:`Preconditioning`."""
+        one_minus_t = 1 / (1 + sigma)
+        t = sigma * one_minus_t
+        return Coefficients(c_skip=one_minus_t, c_out=-t, c_in=one_minus_t, c_noise=self.time_scale * t)

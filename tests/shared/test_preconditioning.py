@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from dpnp_shared.preconditioning import EDM, VE, ContinuousVP, DiscreteVP, Preconditioning, VPEpsilon, VPrediction
+from dpnp_shared.preconditioning import (
+    EDM,
+    VE,
+    ContinuousVP,
+    DiscreteVP,
+    FlowMatching,
+    Preconditioning,
+    VPEpsilon,
+    VPrediction,
+)
 from dpnp_shared.prior import denoise
 
 EVERY = [
@@ -14,6 +23,7 @@ EVERY = [
     VPEpsilon(ContinuousVP()),
     VPrediction(),
     VPrediction(ContinuousVP()),
+    FlowMatching(),
 ]
 
 
@@ -28,13 +38,16 @@ class Target(torch.nn.Module):
 
     def forward(self, x_in: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         s, sigma = self.s, self.sigma.reshape(-1, 1, 1, 1)
-        x = x_in * {EDM: (sigma**2 + 0.25).sqrt(), VE: 1.0}.get(type(self.preconditioning), (1 + sigma**2).sqrt())
+        scales = {EDM: (sigma**2 + 0.25).sqrt(), VE: 1.0, FlowMatching: 1 + sigma}
+        x = x_in * scales.get(type(self.preconditioning), (1 + sigma**2).sqrt())
         clean = x * s**2 / (s**2 + sigma**2)
         w = (x - clean) / sigma
         if isinstance(self.preconditioning, VE):
             return -w  # σ times the score
         if isinstance(self.preconditioning, VPEpsilon):
             return w
+        if isinstance(self.preconditioning, FlowMatching):
+            return w - clean  # the velocity
         if isinstance(self.preconditioning, VPrediction):
             alpha, beta = (1 + sigma**2).rsqrt(), sigma * (1 + sigma**2).rsqrt()
             return alpha * w - beta * clean
@@ -58,6 +71,23 @@ def test_edm_keeps_unit_variance(sigma_data):
     # variance of (x_0 - c_skip x)/c_out for independent x_0 and noise
     target = ((1 - c.c_skip) ** 2 * sigma_data**2 + c.c_skip**2 * sigma**2) / c.c_out**2
     torch.testing.assert_close(target, torch.ones_like(sigma))
+
+
+def test_flow_matching_sees_its_own_path():
+    t = torch.tensor([0.01, 0.4, 0.99], dtype=torch.float64).reshape(3, 1, 1, 1)
+    x_0, w = torch.randn(2, 3, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = {}
+
+    class Velocity(torch.nn.Linear):
+        def forward(self, x_t, time):
+            seen.update(x_t=x_t, time=time)
+            return w - x_0
+
+    sigma = t / (1 - t)
+    clean = denoise(Velocity(1, 1).double(), FlowMatching(time_scale=10.0), x_0 + sigma * w, sigma.flatten())
+    torch.testing.assert_close(seen["x_t"], (1 - t) * x_0 + t * w)
+    torch.testing.assert_close(seen["time"], 10 * t.flatten())
+    torch.testing.assert_close(clean, x_0)
 
 
 def test_discrete_times_are_the_table_indices():
@@ -84,6 +114,8 @@ def test_continuous_time_inverts_sigma():
         (lambda: EDM(sigma_data=0), "sigma_data"),
         (lambda: EDM(sigma_min=2, sigma_max=1), "sigma_min"),
         (lambda: VE(sigma_max=math.inf), "sigma_max"),
+        (lambda: FlowMatching(time_scale=0), "time_scale"),
+        (lambda: FlowMatching(sigma_max=math.inf), "sigma_max"),
         (lambda: DiscreteVP(schedule="square"), "square"),
         (lambda: DiscreteVP(betas=[0.1, 1.5]), "betas"),
         (lambda: ContinuousVP(beta_min=-1), "beta_min"),

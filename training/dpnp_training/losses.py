@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from dpnp_shared.denoiser import expand_sigma
-from dpnp_shared.preconditioning import VPSchedule
+from dpnp_shared.preconditioning import DiscreteVP, VPSchedule
+from dpnp_training.augment import Augmentation
 
-Weighting = Literal["edm", "epsilon", "x0"]
+Weighting = Literal["edm", "epsilon", "v", "flow", "x0"]
 
 
 class NoiseDistribution(ABC):
@@ -26,9 +28,28 @@ class NoiseDistribution(ABC):
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """``n`` noise levels ``(n,)`` in float32, in image units, on the generator's device."""
 
+    def importance(self, sigma: Tensor) -> Tensor:
+        """Factor of each drawn level's loss, shaped like ``sigma``: 1 unless levels are drawn from another distribution than is meant."""
+        return torch.ones_like(sigma)
 
-class LogNormal(NoiseDistribution):
+    def observe(self, sigma: Tensor, loss: Tensor) -> None:  # noqa: B027 - most distributions have nothing to learn
+        """Be told the weighted squared error ``(B,)`` at the levels ``(B,)`` of one training batch."""
+
+
+class NoiseDensity(NoiseDistribution):
+    """A distribution of noise levels whose density is known."""
+
+    @abstractmethod
+    def density(self, sigma: Tensor) -> Tensor:
+        """Density of log σ at ``sigma``, of the same shape."""
+
+
+class LogNormal(NoiseDensity):
     """``log σ ~ N(mean, std²)`` (Karras et al. 2022, Table 1).
+
+    On the path of flow matching ``σ = t/(1-t)``, so that ``log σ = logit t``: this is the logit-normal distribution of t of
+    Esser et al. 2024 (arXiv 2403.03206, section 3.1) with the same mean and std, and their shift of t by a factor α
+    (section 5.3.2), ``t → α t/(1 + (α-1) t)``, is ``mean + log α``.
 
     Args:
         mean: of log σ.
@@ -47,8 +68,13 @@ class LogNormal(NoiseDistribution):
         """See :class:`NoiseDistribution`."""
         return (self.mean + self.std * torch.randn(n, generator=generator, device=generator.device)).exp()
 
+    def density(self, sigma: Tensor) -> Tensor:
+        """See :class:`NoiseDensity`."""
+        z = (sigma.log() - self.mean) / self.std
+        return torch.exp(-(z**2) / 2) / (self.std * math.sqrt(2 * math.pi))
 
-class LogUniform(NoiseDistribution):
+
+class LogUniform(NoiseDensity):
     """``log σ`` uniform between the logs of two levels.
 
     Args:
@@ -69,75 +95,245 @@ class LogUniform(NoiseDistribution):
         u = torch.rand(n, generator=generator, device=generator.device)
         return (math.log(self.low) + u * math.log(self.high / self.low)).exp()
 
+    def density(self, sigma: Tensor) -> Tensor:
+        """See :class:`NoiseDensity`."""
+        return ((sigma >= self.low) & (sigma <= self.high)) / math.log(self.high / self.low)
 
-class UniformTime(NoiseDistribution):
-    """σ of a uniformly drawn time of a variance-preserving process, as DDPM trains (Ho et al. 2020, algorithm 1).
+
+class UniformFlowTime(NoiseDensity):
+    """``t`` uniform on the straight path of flow matching, ``σ = t/(1-t)`` (Lipman et al. 2023; Liu et al. 2023).
 
     Args:
-        schedule: the process; the noise levels are those of a thousand equally spaced times.
+        low: smallest t, positive.
+        high: largest t, below 1.
+
+    Raises:
+        ValueError: not ``0 < low < high < 1``.
     """
 
-    def __init__(self, schedule: VPSchedule) -> None:
-        # invert time(σ) on a fine grid, so that any schedule serves
-        grid = torch.logspace(
-            math.log10(schedule.sigma_min), math.log10(schedule.sigma_max), 20_001, dtype=torch.float64
-        )
-        times = schedule.time(grid)
-        wanted = torch.linspace(float(times[0]), float(times[-1]), 1000, dtype=torch.float64)
-        index = torch.searchsorted(times, wanted).clamp(max=len(grid) - 1)
-        self.levels = grid[index].float()
+    def __init__(self, low: float = 0.002, high: float = 0.998) -> None:
+        if not 0 < low < high < 1:
+            raise ValueError(f"low = {low}, high = {high}; needed is 0 < low < high < 1")
+        self.low, self.high = low, high
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """See :class:`NoiseDistribution`."""
-        index = torch.randint(len(self.levels), (n,), generator=generator, device=generator.device)
-        return self.levels.to(index.device)[index]
+        t = self.low + (self.high - self.low) * torch.rand(n, generator=generator, device=generator.device)
+        return t / (1 - t)
+
+    def density(self, sigma: Tensor) -> Tensor:
+        """See :class:`NoiseDensity`."""
+        t = sigma / (1 + sigma)
+        return ((t >= self.low) & (t <= self.high)) * t * (1 - t) / (self.high - self.low)  # dt/d log σ = t (1-t)
 
 
-class DenoisingScoreMatching:
+class UniformTime(NoiseDistribution):
+    """Uniform in the own time of a variance-preserving process.
+
+    With a table of β's the times are its entries, as DDPM trains (Ho et al. 2020, algorithm 1); with a continuous-time
+    schedule every time between its earliest and its latest (Song et al. 2021).
+
+    Args:
+        schedule: the process.
+    """
+
+    def __init__(self, schedule: VPSchedule) -> None:
+        self.discrete = isinstance(schedule, DiscreteVP)
+        if isinstance(schedule, DiscreteVP):
+            self.log_levels = schedule.log_sigmas.float()
+        else:  # invert time(σ) on a fine grid, so that any schedule serves
+            grid = torch.linspace(math.log(schedule.sigma_min), math.log(schedule.sigma_max), 20_001).double()
+            times = schedule.time(grid.exp())
+            wanted = torch.linspace(float(times[0]), float(times[-1]), 10_001, dtype=torch.float64)
+            right = torch.searchsorted(times, wanted).clamp(1, len(grid) - 1)
+            fraction = ((wanted - times[right - 1]) / (times[right] - times[right - 1])).clamp(0, 1)
+            self.log_levels = torch.lerp(grid[right - 1], grid[right], fraction).float()
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """See :class:`NoiseDistribution`."""
+        levels = self.log_levels.to(generator.device)
+        if self.discrete:
+            return levels[torch.randint(len(levels), (n,), generator=generator, device=generator.device)].exp()
+        position = torch.rand(n, generator=generator, device=generator.device) * (len(levels) - 1)
+        left = position.long().clamp(max=len(levels) - 2)
+        return torch.lerp(levels[left], levels[left + 1], position - left).exp()
+
+
+class AdaptiveBands(nn.Module, NoiseDistribution):
+    """Draws noise levels where the loss is, without changing the objective (after Kingma & Gao 2023, arXiv 2303.00848).
+
+    The objective is that of ``target``, between ``low`` and ``high``. Levels are drawn from bands of equal width in log σ, each in
+    proportion to a moving average of what it contributes to the objective, and each loss is divided by how much more often than
+    meant its level is drawn. The expected loss and gradient are those of ``target``; their variance is smaller.
+
+    The average counts images of all processes and is the same on each of them. It is part of the module's state, and so of the
+    checkpoint of a training.
+
+    Args:
+        target: the distribution that is meant; EDM's log-normal by default.
+        low: smallest level.
+        high: largest level.
+        bands: how many.
+        half_life: observations of a band after which an older one counts by half.
+        floor: share of draws, in (0, 1], that are of the target itself; no loss is multiplied by more than 1/floor, up to how much
+            the target's density varies within a band.
+
+    Raises:
+        ValueError: a value out of range, or a target without mass between ``low`` and ``high``.
+    """
+
+    def __init__(
+        self,
+        target: NoiseDensity | None = None,
+        low: float = 0.002,
+        high: float = 80.0,
+        bands: int = 32,
+        half_life: float = 2000.0,
+        floor: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if not 0 < low < high < math.inf:
+            raise ValueError(f"low = {low}, high = {high}; needed is 0 < low < high < inf")
+        if bands < 1 or not 0 < half_life < math.inf:
+            raise ValueError(f"bands = {bands} and half_life = {half_life} must be positive")
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor = {floor}; it must be in (0, 1]")
+        self.target = target if target is not None else LogNormal()
+        self.low, self.high, self.half_life, self.floor = low, high, half_life, floor
+        self.width = math.log(high / low) / bands
+        points = math.log(low) + self.width * (torch.arange(100 * bands) + 0.5) / 100
+        self.meant = self.target.density(points.exp()).view(bands, 100).mean(1)
+        if not float(self.meant.sum()) > 0:
+            raise ValueError(f"low = {low}, high = {high}: the target {type(self.target).__name__} has no mass there")
+        # as if the weighted loss were 1 at every level; no buffers, which a cast of the module to half precision would touch
+        self.contribution = self.meant.clone()
+
+    def probabilities(self) -> Tensor:
+        """Probability of each band, ``(bands,)``, smallest levels first."""
+        adaptive, meant = (p / p.sum() for p in (self.contribution, self.meant))
+        return (1 - self.floor) * adaptive + self.floor * meant
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """See :class:`NoiseDistribution`."""
+        self._to(generator.device)
+        u = torch.rand(2, n, generator=generator, device=generator.device)
+        edges = self.probabilities().cumsum(0)
+        band = torch.searchsorted(edges, u[0] * edges[-1], right=True).clamp(max=len(edges) - 1)
+        return (math.log(self.low) + self.width * (band + u[1])).exp()
+
+    def importance(self, sigma: Tensor) -> Tensor:
+        """Density of the target over that of the draws, at levels ``(B,)``."""
+        self._to(sigma.device)
+        return self.target.density(sigma) * self.width / self.probabilities()[self._band(sigma)].to(sigma)
+
+    def observe(self, sigma: Tensor, loss: Tensor) -> None:
+        """See :class:`NoiseDistribution`; every process must call it, a loss that is not finite is left out."""
+        self._to(sigma.device)
+        part = (self.target.density(sigma) * loss.detach()).float()
+        finite = part.isfinite()
+        hit = torch.nn.functional.one_hot(self._band(sigma), len(self.meant)) * finite[:, None]
+        sums = torch.stack([(hit * part.where(finite, 0.0)[:, None]).sum(0), hit.sum(0).float()])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        total, count = sums
+        keep = 0.5 ** (count / self.half_life)
+        self.contribution = keep * self.contribution + (1 - keep) * total / count.clamp(min=1)
+
+    def _band(self, sigma: Tensor) -> Tensor:
+        band = (sigma.float().log() - math.log(self.low)) / self.width
+        return band.long().clamp(0, len(self.meant) - 1)
+
+    def _to(self, device: torch.device) -> None:
+        self.meant, self.contribution = self.meant.to(device), self.contribution.to(device)
+
+    def get_extra_state(self) -> Tensor:
+        """The moving average ``(bands,)``, for the checkpoint."""
+        return self.contribution.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from a checkpoint's moving average.
+
+        Raises:
+            ValueError: it is of another number of bands.
+        """
+        if state.shape != self.meant.shape:
+            raise ValueError(f"the checkpoint's noise distribution has {len(state)} bands, this one {len(self.meant)}")
+        self.contribution = state.to(self.meant).clone()
+
+
+class DenoisingScoreMatching(nn.Module):
     """The training objective.
+
+    What it learns itself (the state of an adaptive ``noise``) is part of its module state. In evaluation mode images are not augmented
+    and nothing is learned.
 
     Args:
         noise: distribution of σ; EDM's log-normal by default.
-        weighting: λ(σ). ``edm``: ``(σ² + σ_data²)/(σ σ_data)²``, unit loss at every σ at the start; ``epsilon``: ``1/σ²``,
-            DDPM's loss on the noise; ``x0``: 1.
+        weighting: λ(σ), named by what the plain squared error is then taken of. ``edm``: ``(σ² + σ_data²)/(σ σ_data)²``, unit
+            loss at every σ at the start; ``epsilon``: ``1/σ²``, DDPM's loss on the noise; ``v``: ``(1 + σ²)/σ²``, the loss on
+            v of Salimans & Ho 2022; ``flow``: ``((1 + σ)/σ)²``, flow matching's loss on the velocity; ``x0``: 1.
         sigma_data: standard deviation of the data's pixels, used by ``edm``.
+        augmentation: changes of the training images, of which the network is told; none by default.
 
     Raises:
         ValueError: an unknown weighting or a ``sigma_data`` that is not positive.
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(
-        self, noise: NoiseDistribution | None = None, weighting: Weighting = "edm", sigma_data: float = 0.5
+        self,
+        noise: NoiseDistribution | None = None,
+        weighting: Weighting = "edm",
+        sigma_data: float = 0.5,
+        augmentation: Augmentation | None = None,
     ) -> None:
+        super().__init__()
         if weighting not in get_args(Weighting):
             raise ValueError(f"weighting = {weighting!r}; allowed are {', '.join(get_args(Weighting))}")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}; it must be positive")
         self.noise = noise if noise is not None else LogNormal()
         self.weighting, self.sigma_data = weighting, sigma_data
+        self.augmentation = augmentation
 
     def weight(self, sigma: Tensor) -> Tensor:
         """λ(σ), shaped like ``sigma``."""
         if self.weighting == "edm":
             return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        return sigma**-2 if self.weighting == "epsilon" else torch.ones_like(sigma)
+        if self.weighting == "epsilon":
+            return sigma**-2
+        if self.weighting == "v":
+            return 1 + sigma**-2
+        if self.weighting == "flow":
+            return (1 + 1 / sigma) ** 2
+        return torch.ones_like(sigma)
 
-    def __call__(
-        self, denoise: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, *, generator: torch.Generator
-    ) -> Tensor:
+    def forward(self, denoise: Callable[..., Tensor], x_0: Tensor, *, generator: torch.Generator) -> Tensor:
         """Weighted squared error of one draw of noise.
 
         Args:
-            denoise: ``D(x; sigma)`` with ``sigma`` of shape ``(B,)``.
+            denoise: ``D(x; sigma)`` with ``sigma`` of shape ``(B,)``; with augmentation a third argument is the augmentation
+                vector ``(B, A)``.
             x_0: clean images ``(B, C, H, W)``.
-            generator: source of σ and w, on the device of ``x_0``.
+            generator: source of the augmentation, of σ and of w, on the device of ``x_0``.
 
         Returns:
             Scalar, the mean over batch and pixels.
         """
+        informed: Callable[..., Tensor] = denoise
+        if self.augmentation is not None and self.training:
+            x_0, vector = self.augmentation(x_0, generator=generator)
+
+            def informed(x: Tensor, sigma: Tensor) -> Tensor:
+                return denoise(x, sigma, vector)
+
         sigma = self.noise.sample(x_0.shape[0], generator=generator).to(x_0)
-        error = squared_error(denoise, x_0, sigma, generator=generator)
-        return (self.weight(sigma) * error).mean()
+        importance = self.noise.importance(sigma)
+        loss = self.weight(sigma) * squared_error(informed, x_0, sigma, generator=generator)
+        if self.training:
+            self.noise.observe(sigma, loss.detach())
+        return (importance * loss).mean()
 
 
 def squared_error(
