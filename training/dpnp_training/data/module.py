@@ -1,0 +1,262 @@
+"""The data module: which source, which split, which batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+
+from dpnp_shared.randomness import derive_seed
+from dpnp_training.data import arrays
+from dpnp_training.data.description import DataDescription, measure_spread
+from dpnp_training.data.files import Files, OnError, Reader
+from dpnp_training.data.folders import folder_rows
+from dpnp_training.data.images import Crop, Images, Rows
+from dpnp_training.data.pictures import Pictures
+from dpnp_training.data.tables import is_table, table_rows, torchvision_rows
+
+
+class ImageData(L.LightningDataModule):
+    """Images from where they are.
+
+    Args:
+        source: one of
+
+            - ``torchvision:FashionMNIST``: a torchvision data set, kept below ``root``;
+            - a folder with ``dataset_info.json`` (``datasets``' ``save_to_disk``), with ``.parquet`` or ``.arrow`` files, or with
+              pictures (JPEG, PNG, TIFF, …; sub-folders included);
+            - a ``.parquet`` or ``.arrow`` file; a ``.npy``, ``.npz`` or HDF5 file holding ``(N, H, W)``, ``(N, H, W, C)`` with C of
+              at most 4, or ``(N, C, H, W)``;
+            - the Hub id of a data set.
+        split: which split to train on, where the source has splits; of a folder of files, the sub-folder of that name if it exists.
+        validation_split: which split to validate on; without it, ``validation_fraction`` of the training images is held out.
+        validation_fraction: used where there is no ``validation_split``.
+        column: column of the images in a ``datasets`` table; found by its type if not given.
+        key: name of the array in a ``.npz`` or HDF5 file; needed if it holds several.
+        channels: convert every image to so many channels (1 gray, 3 RGB); by default images are taken as they are.
+        size: ``(H, W)`` or one number, what the network sees; by default images are taken as they are.
+        crop: where the window of ``size`` lies: ``center``, or ``random``, anew in each epoch (validation: always the centre).
+        resize: bring the shorter side to ``size`` first; if false, the window is cut out at full resolution.
+        value_range: ``(low, high)`` of the data's values; by default that of each image's integer type, needed for floating-point
+            images.
+        value_window: as ``value_range``, and values outside of it are cut off (for example Hounsfield units ``[-1000, 2000]``).
+        on_error: a file of a folder that cannot be read is refused (``raise``), or named and left out (``skip``).
+        cache_dir: folder of what is kept between runs; by default ``dpnp-imaging`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        root: folder of torchvision's data sets.
+        download: let torchvision fetch a data set that is not in ``root``.
+        batch_size: images a step and device.
+        workers: loader processes.
+        name: title of the prior's card.
+        license: licence of the data, for the card.
+        seed: of the order of the images and of the held-out choice.
+
+    Raises:
+        ValueError: an argument out of range, or data that does not fit; names the first offending image.
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        split: str = "train",
+        validation_split: str | None = None,
+        validation_fraction: float = 0.05,
+        column: str | None = None,
+        key: str | None = None,
+        channels: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        crop: Crop = "center",
+        resize: bool = True,
+        value_range: tuple[float, float] | None = None,
+        value_window: tuple[float, float] | None = None,
+        on_error: OnError = "raise",
+        cache_dir: str | None = None,
+        root: str = "data",
+        download: bool = False,
+        batch_size: int = 128,
+        workers: int = 0,
+        name: str | None = None,
+        license: str = "not stated",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction = {validation_fraction}; it must be in (0, 1)")
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"batch_size = {batch_size} must be positive and workers = {workers} at least 0")
+        if channels not in (None, 1, 3):
+            raise ValueError(
+                f"channels = {channels}; images can be converted to 1 (gray) or 3 (RGB), or left as they are"
+            )
+        if value_range is not None and value_window is not None:
+            raise ValueError(f"value_range = {value_range} and value_window = {value_window}; give one of them")
+        for name_, limits in (("value_range", value_range), ("value_window", value_window)):
+            if limits is not None and not limits[0] < limits[1]:
+                raise ValueError(f"{name_} = {limits} must increase")
+        size = (size, size) if isinstance(size, int) else size
+        if size is not None and min(size) < 1:
+            raise ValueError(f"size = {size} must be positive")
+        if size is None and (crop != "center" or not resize):
+            raise ValueError(f"crop = {crop!r} and resize = {resize} need size")
+        self.source, self.split, self.validation_split = source, split, validation_split
+        self.validation_fraction = validation_fraction
+        self.column, self.key, self.root, self.download = column, key, root, download
+        self.channels, self.size, self.crop, self.resize = channels, size, crop, resize
+        self.value_range, self.clip = value_window or value_range, value_window is not None
+        self.on_error = on_error
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+        self.batch_size, self.workers = batch_size, workers
+        self.title = name if name is not None else f"prior of {source}"
+        self.license, self.seed = license, seed
+        self._opened: dict[str, Rows] = {}
+        self._description: DataDescription | None = None
+
+    def prepare_data(self) -> None:
+        """Fetch on one process what would otherwise be fetched by all of them."""
+        for split in filter(None, (self.split, self.validation_split)):
+            self._rows(split)
+
+    def setup(self, stage: str) -> None:
+        """Open the data and look at the first image."""
+        rows = self._rows(self.split)
+        train = self._images(rows, self.crop)
+        if self.validation_split is not None:
+            self.train_set: Dataset[Tensor] = train
+            self.validation_set: Dataset[Tensor] = self._images(self._rows(self.validation_split), "center")
+        else:
+            chosen, held_out = self._hold_out(rows)
+            self.train_set = Subset(train, chosen)
+            self.validation_set = Subset(train if self.crop == "center" else self._images(rows, "center"), held_out)
+        self._train_images = train
+
+    def _hold_out(self, rows: Rows) -> tuple[list[int], list[int]]:
+        """Indices for training and for validation, at random; of files with several images, whole files where there are several."""
+        if len(rows) < 2:
+            raise ValueError(f"source = {self.source!r} holds {len(rows)} images; at least 2 are needed")
+        group = rows.file if isinstance(rows, Files) and rows.file[-1] > 0 else np.arange(len(rows))
+        groups = int(group[-1]) + 1
+        order = torch.randperm(groups, generator=torch.Generator().manual_seed(derive_seed(self.seed))).numpy()
+        counts = np.bincount(group)[order].cumsum()
+        wanted = max(1, round(len(rows) * self.validation_fraction))
+        first = min(int(np.searchsorted(counts, wanted)) + 1, groups - 1)  # so many groups are held out
+        rank = np.argsort(order)[group]  # of each image, the place of its group in the order
+        by_rank = np.argsort(rank, kind="stable")
+        split = int(counts[first - 1])
+        return by_rank[split:].tolist(), by_rank[:split].tolist()
+
+    @property
+    def description(self) -> DataDescription:
+        """The data's figures; the spread is measured once, on up to 4,096 training images."""
+        if self._description is None:
+            images = self._train_images
+            data_std, spread = measure_spread(self.train_set)
+            self._description = DataDescription(
+                name=self.title,
+                image_shape=images.image_shape,
+                value_range=(-1.0, 1.0),
+                source_range=images.source_range,
+                data_std=data_std,
+                spread=spread,
+                dataset=f"{self.source}, {len(self.train_set)} training images",  # type: ignore[arg-type]
+                license=self.license,
+            )
+        return self._description
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Batches ``(B, C, H, W)`` in [-1, 1], shuffled anew each epoch; the last incomplete one is dropped."""
+        length = len(self.train_set)  # type: ignore[arg-type]
+        return self._loader(self.train_set, self._sampler(), drop_last=length >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Batches in order."""
+        return self._loader(self.validation_set, None, drop_last=False)
+
+    def _sampler(self) -> Sampler[int]:
+        """An order that depends on seed and epoch only, so that a resumed training sees the images as an uninterrupted one does."""
+        trainer = self.trainer
+        return DistributedSampler(
+            self.train_set,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=derive_seed(self.seed) % 2**31,
+        )
+
+    def _loader(self, data: Dataset[Tensor], sampler: Sampler[int] | None, *, drop_last: bool) -> DataLoader[Tensor]:
+        return _EpochLoader(
+            data,
+            self._start_epoch,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _start_epoch(self) -> None:
+        """Random crops of the epoch that begins; validation's images have none."""
+        self._train_images.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+
+    def _images(self, rows: Rows, crop: Crop) -> Images:
+        if isinstance(rows, Files):
+            rows.check(self.channels, self.size, self.resize)
+        return Images(
+            rows,
+            self.source,
+            self.channels,
+            self.size,
+            self.value_range,
+            crop=crop,
+            resize=self.resize,
+            clip=self.clip,
+            seed=self.seed,
+        )
+
+    def _rows(self, split: str) -> Rows:
+        """The raw images of a split, opened once."""
+        if split not in self._opened:
+            self._opened[split] = self._open(split)
+        return self._opened[split]
+
+    def _open(self, split: str) -> Rows:
+        if self.source.startswith("torchvision:"):
+            return torchvision_rows(self.source.removeprefix("torchvision:"), self.root, split, self.download)
+        path = Path(self.source).expanduser()
+        if path.suffix in arrays.SUFFIXES:
+            return arrays.array_rows(path, self.key)
+        if path.exists() and is_table(path):
+            return table_rows(self.source, path, split, self.column)
+        if path.is_dir():
+            return folder_rows(path, self._readers(), split, self.cache_dir, self.on_error)
+        if path.is_file():
+            raise ValueError(f"source = {self.source!r}; files may be .parquet .arrow {' '.join(arrays.SUFFIXES)}")
+        if path.is_absolute() or self.source.startswith((".", "~")) or self.source.count("/") > 1:
+            raise FileNotFoundError(f"source = {self.source!r} does not exist")
+        return table_rows(self.source, path, split, self.column)
+
+    def _readers(self) -> list[Reader]:
+        return [Pictures(self.channels)]
+
+
+class _EpochLoader(DataLoader[Tensor]):
+    """A loader that says when an epoch begins, before any image is asked for."""
+
+    def __init__(self, dataset: Dataset[Tensor], start_epoch: Callable[[], None], **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        self.start_epoch = start_epoch
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        self.start_epoch()
+        return super().__iter__()
+
+
+def default_cache_dir() -> Path:
+    """Where scans and cached images are kept if nothing else is said."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpnp-imaging"
