@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import numpy as np
@@ -103,6 +103,9 @@ class ImageData(L.LightningDataModule):
         size = (size, size) if isinstance(size, int) else size
         if size is not None and min(size) < 1:
             raise ValueError(f"size = {size} must be positive")
+        for name_, value, allowed in (("crop", crop, get_args(Crop)), ("on_error", on_error, get_args(OnError))):
+            if value not in allowed:
+                raise ValueError(f"{name_} = {value!r}; it may be one of {allowed}")
         if size is None and (crop != "center" or not resize):
             raise ValueError(f"crop = {crop!r} and resize = {resize} need size")
         self.source, self.split, self.validation_split = source, split, validation_split
@@ -242,7 +245,7 @@ class ImageData(L.LightningDataModule):
         return table_rows(self.source, path, split, self.column)
 
     def _readers(self) -> list[Reader]:
-        return [Pictures(self.channels)]
+        return [Pictures()]
 
 
 class _EpochLoader(DataLoader[Tensor]):
