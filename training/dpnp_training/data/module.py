@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, S
 from dpnp_shared.randomness import derive_seed
 from dpnp_training.data import arrays
 from dpnp_training.data.description import DataDescription, measure_spread
-from dpnp_training.data.files import Files, OnError, Reader
+from dpnp_training.data.files import Files, OnError, Reader, list_files, with_suffix
 from dpnp_training.data.folders import folder_rows
 from dpnp_training.data.images import Crop, Images, Rows
+from dpnp_training.data.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Dicom, Nifti
 from dpnp_training.data.pictures import Pictures
 from dpnp_training.data.tables import is_table, table_rows, torchvision_rows
 
@@ -31,7 +32,8 @@ class ImageData(L.LightningDataModule):
 
             - ``torchvision:FashionMNIST``: a torchvision data set, kept below ``root``;
             - a folder with ``dataset_info.json`` (``datasets``' ``save_to_disk``), with ``.parquet`` or ``.arrow`` files, or with
-              pictures (JPEG, PNG, TIFF, …; sub-folders included);
+              pictures (JPEG, PNG, TIFF, …), ``.dcm`` or ``.nii`` and ``.nii.gz`` files (sub-folders included);
+            - ``dicom:path/to/folder``: a folder of DICOM files, whatever their names;
             - a ``.parquet`` or ``.arrow`` file; a ``.npy``, ``.npz`` or HDF5 file holding ``(N, H, W)``, ``(N, H, W, C)`` with C of
               at most 4, or ``(N, C, H, W)``;
             - the Hub id of a data set.
@@ -47,6 +49,7 @@ class ImageData(L.LightningDataModule):
         value_range: ``(low, high)`` of the data's values; by default that of each image's integer type, needed for floating-point
             images.
         value_window: as ``value_range``, and values outside of it are cut off (for example Hounsfield units ``[-1000, 2000]``).
+        axis: anatomical axis along which NIfTI volumes are cut: 0 sagittal, 1 coronal, 2 axial slices.
         on_error: a file of a folder that cannot be read is refused (``raise``), or named and left out (``skip``).
         cache_dir: folder of what is kept between runs; by default ``dpnp-imaging`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
         root: folder of torchvision's data sets.
@@ -76,6 +79,7 @@ class ImageData(L.LightningDataModule):
         resize: bool = True,
         value_range: tuple[float, float] | None = None,
         value_window: tuple[float, float] | None = None,
+        axis: int = 2,
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         root: str = "data",
@@ -106,6 +110,8 @@ class ImageData(L.LightningDataModule):
         for name_, value, allowed in (("crop", crop, get_args(Crop)), ("on_error", on_error, get_args(OnError))):
             if value not in allowed:
                 raise ValueError(f"{name_} = {value!r}; it may be one of {allowed}")
+        if axis not in (0, 1, 2):
+            raise ValueError(f"axis = {axis}; it may be 0 (sagittal), 1 (coronal) or 2 (axial)")
         if size is None and (crop != "center" or not resize):
             raise ValueError(f"crop = {crop!r} and resize = {resize} need size")
         self.source, self.split, self.validation_split = source, split, validation_split
@@ -113,7 +119,7 @@ class ImageData(L.LightningDataModule):
         self.column, self.key, self.root, self.download = column, key, root, download
         self.channels, self.size, self.crop, self.resize = channels, size, crop, resize
         self.value_range, self.clip = value_window or value_range, value_window is not None
-        self.on_error = on_error
+        self.axis, self.on_error = axis, on_error
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
         self.batch_size, self.workers = batch_size, workers
         self.title = name if name is not None else f"prior of {source}"
@@ -231,21 +237,33 @@ class ImageData(L.LightningDataModule):
     def _open(self, split: str) -> Rows:
         if self.source.startswith("torchvision:"):
             return torchvision_rows(self.source.removeprefix("torchvision:"), self.root, split, self.download)
+        if self.source.startswith("dicom:"):
+            path = Path(self.source.removeprefix("dicom:")).expanduser()
+            if not path.is_dir():
+                raise FileNotFoundError(f"source = {self.source!r}: there is no folder {str(path)!r}")
+            return folder_rows(path, [Dicom(suffixes=())], split, self.cache_dir, self.on_error)
         path = Path(self.source).expanduser()
         if path.suffix in arrays.SUFFIXES:
             return arrays.array_rows(path, self.key)
         if path.exists() and is_table(path):
             return table_rows(self.source, path, split, self.column)
         if path.is_dir():
-            return folder_rows(path, self._readers(), split, self.cache_dir, self.on_error)
+            return folder_rows(path, self._readers(path), split, self.cache_dir, self.on_error)
         if path.is_file():
             raise ValueError(f"source = {self.source!r}; files may be .parquet .arrow {' '.join(arrays.SUFFIXES)}")
         if path.is_absolute() or self.source.startswith((".", "~")) or self.source.count("/") > 1:
             raise FileNotFoundError(f"source = {self.source!r} does not exist")
         return table_rows(self.source, path, split, self.column)
 
-    def _readers(self) -> list[Reader]:
-        return [Pictures()]
+    def _readers(self, path: Path) -> list[Reader]:
+        """Readers of the formats that a folder may hold; those that need an extra only if there are such files."""
+        readers: list[Reader] = [Pictures()]
+        names = list_files(path)
+        if with_suffix(names, DICOM_SUFFIXES):
+            readers.append(Dicom())
+        if with_suffix(names, NIFTI_SUFFIXES):
+            readers.append(Nifti(self.axis))
+        return readers
 
 
 class _EpochLoader(DataLoader[Tensor]):
