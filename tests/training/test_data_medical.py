@@ -49,7 +49,7 @@ def test_hounsfield_units_and_monochrome1(ct):
     assert expected.max() == 1.0
     for x in (data._train_images[0], data._train_images[1]):
         torch.testing.assert_close(x, expected)
-    assert data.description.source_range == (-800.0, 400.0)
+    assert data._train_images.source_range == (-800.0, 400.0)
     with pytest.raises(ValueError, match=r"a\.dcm holds float32 values.*value_window.*\[-896, 1167\]"):
         open_folder(ct)
 

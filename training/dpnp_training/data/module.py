@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, S
 
 from dpnp_shared.randomness import derive_seed
 from dpnp_training.data import arrays
+from dpnp_training.data.cached import CachedImages, fingerprint_files
 from dpnp_training.data.description import DataDescription, measure_spread
 from dpnp_training.data.files import Files, OnError, Reader, list_files, with_suffix
 from dpnp_training.data.folders import folder_rows
 from dpnp_training.data.images import Crop, Images, Rows
 from dpnp_training.data.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Dicom, Nifti
 from dpnp_training.data.pictures import Pictures
-from dpnp_training.data.tables import is_table, table_rows, torchvision_rows
+from dpnp_training.data.tables import Table, is_table, table_rows, torchvision_rows
 
 
 class ImageData(L.LightningDataModule):
@@ -51,6 +52,7 @@ class ImageData(L.LightningDataModule):
         value_window: as ``value_range``, and values outside of it are cut off (for example Hounsfield units ``[-1000, 2000]``).
         axis: anatomical axis along which NIfTI volumes are cut: 0 sagittal, 1 coronal, 2 axial slices.
         on_error: a file of a folder that cannot be read is refused (``raise``), or named and left out (``skip``).
+        cache_images: decode and resize all images once, into one array on disk that later starts use again.
         cache_dir: folder of what is kept between runs; by default ``dpnp-imaging`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
         root: folder of torchvision's data sets.
         download: let torchvision fetch a data set that is not in ``root``.
@@ -81,6 +83,7 @@ class ImageData(L.LightningDataModule):
         value_window: tuple[float, float] | None = None,
         axis: int = 2,
         on_error: OnError = "raise",
+        cache_images: bool = False,
         cache_dir: str | None = None,
         root: str = "data",
         download: bool = False,
@@ -112,6 +115,8 @@ class ImageData(L.LightningDataModule):
                 raise ValueError(f"{name_} = {value!r}; it may be one of {allowed}")
         if axis not in (0, 1, 2):
             raise ValueError(f"axis = {axis}; it may be 0 (sagittal), 1 (coronal) or 2 (axial)")
+        if cache_images and crop != "center":
+            raise ValueError(f"cache_images keeps one crop of each image; crop = {crop!r} does not go with it")
         if size is None and (crop != "center" or not resize):
             raise ValueError(f"crop = {crop!r} and resize = {resize} need size")
         self.source, self.split, self.validation_split = source, split, validation_split
@@ -121,6 +126,7 @@ class ImageData(L.LightningDataModule):
         self.value_range, self.clip = value_window or value_range, value_window is not None
         self.axis, self.on_error = axis, on_error
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+        self.cache_images = cache_images
         self.batch_size, self.workers = batch_size, workers
         self.title = name if name is not None else f"prior of {source}"
         self.license, self.seed = license, seed
@@ -130,19 +136,25 @@ class ImageData(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Fetch on one process what would otherwise be fetched by all of them."""
         for split in filter(None, (self.split, self.validation_split)):
-            self._rows(split)
+            rows = self._rows(split)
+            if self.cache_images:
+                self._images(rows, "center", split)
 
     def setup(self, stage: str) -> None:
         """Open the data and look at the first image."""
         rows = self._rows(self.split)
-        train = self._images(rows, self.crop)
+        train = self._images(rows, self.crop, self.split)
         if self.validation_split is not None:
             self.train_set: Dataset[Tensor] = train
-            self.validation_set: Dataset[Tensor] = self._images(self._rows(self.validation_split), "center")
+            self.validation_set: Dataset[Tensor] = self._images(
+                self._rows(self.validation_split), "center", self.validation_split
+            )
         else:
             chosen, held_out = self._hold_out(rows)
             self.train_set = Subset(train, chosen)
-            self.validation_set = Subset(train if self.crop == "center" else self._images(rows, "center"), held_out)
+            self.validation_set = Subset(
+                train if self.crop == "center" else self._images(rows, "center", self.split), held_out
+            )
         self._train_images = train
 
     def _hold_out(self, rows: Rows) -> tuple[list[int], list[int]]:
@@ -211,12 +223,13 @@ class ImageData(L.LightningDataModule):
 
     def _start_epoch(self) -> None:
         """Random crops of the epoch that begins; validation's images have none."""
-        self._train_images.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        if isinstance(self._train_images, Images):
+            self._train_images.set_epoch(self.trainer.current_epoch if self.trainer else 0)
 
-    def _images(self, rows: Rows, crop: Crop) -> Images:
+    def _images(self, rows: Rows, crop: Crop, split: str) -> Images | CachedImages:
         if isinstance(rows, Files):
             rows.check(self.channels, self.size, self.resize)
-        return Images(
+        images = Images(
             rows,
             self.source,
             self.channels,
@@ -227,6 +240,19 @@ class ImageData(L.LightningDataModule):
             clip=self.clip,
             seed=self.seed,
         )
+        if not self.cache_images:
+            return images
+        return CachedImages(images, self._fingerprint(rows, split), self.cache_dir, self.workers)
+
+    def _fingerprint(self, rows: Rows, split: str) -> str:
+        """Of a source's content, by what can be known without reading it."""
+        if isinstance(rows, Table):
+            known = rows.fingerprint
+        elif isinstance(rows, Files):
+            known = f"{rows.fingerprint} {rows.reader.format}"
+        else:
+            known = fingerprint_files(Path(self.source).expanduser())
+        return f"{self.source} {split} {self.column} {self.key} {known}"
 
     def _rows(self, split: str) -> Rows:
         """The raw images of a split, opened once."""

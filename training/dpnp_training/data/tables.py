@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ def torchvision_rows(name: str, root: str, split: str, download: bool) -> Rows:
         data = kind(root, train=split == "train", download=download)
     except RuntimeError as error:
         raise FileNotFoundError(f"source = 'torchvision:{name}' below root = {root!r}: {error}") from error
-    return _Mapped(data, operator.itemgetter(0))
+    fingerprint = f"{name} {Path(root).resolve()} {split} {len(data)}"
+    return Table(data, 0, fingerprint)
 
 
 def is_table(path: Path) -> bool:
@@ -54,7 +54,7 @@ def table_rows(source: str, path: Path, split: str, column: str | None) -> Rows:
     else:
         table = datasets.load_dataset(source, split=split)
     column = choose_column(table.features, column)
-    return _Mapped(table.select_columns([column]), operator.itemgetter(column))
+    return Table(table.select_columns([column]), column, table._fingerprint)
 
 
 def table_files(path: Path) -> list[str]:
@@ -89,14 +89,20 @@ def _image_column(features: Any) -> str:
     raise ValueError(f"no column holds images; the table has {dict(features)}")
 
 
-class _Mapped:
-    """Rows seen through a function."""
+class Table:
+    """One column of a table.
 
-    def __init__(self, rows: Any, function: Callable[[Any], Any]) -> None:
-        self.rows, self.function = rows, function
+    Args:
+        rows: the table.
+        column: name or number of the column.
+        fingerprint: of the table's content.
+    """
+
+    def __init__(self, rows: Any, column: str | int, fingerprint: str) -> None:
+        self.rows, self.column, self.fingerprint = rows, column, fingerprint
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
-        return self.function(self.rows[index])
+        return self.rows[index][self.column]
