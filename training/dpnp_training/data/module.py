@@ -22,6 +22,7 @@ from dpnp_training.data.folders import folder_rows
 from dpnp_training.data.images import Crop, Images, Rows
 from dpnp_training.data.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Dicom, Nifti
 from dpnp_training.data.pictures import Pictures
+from dpnp_training.data.stream import HeldOut, Position, Stream, StreamBatch, StreamedTable, collate
 from dpnp_training.data.tables import Table, is_table, table_rows, torchvision_rows
 
 
@@ -52,6 +53,10 @@ class ImageData(L.LightningDataModule):
         value_window: as ``value_range``, and values outside of it are cut off (for example Hounsfield units ``[-1000, 2000]``).
         axis: anatomical axis along which NIfTI volumes are cut: 0 sagittal, 1 coronal, 2 axial slices.
         on_error: a file of a folder that cannot be read is refused (``raise``), or named and left out (``skip``).
+        streaming: read a table (Parquet, Arrow, Hub) from beginning to end, over and over, instead of opening it; an epoch never
+            ends, so that ``trainer.max_steps`` is needed.
+        shuffle_buffer: examples of a stream that are shuffled together, in each loader process.
+        validation_images: examples of a stream that are held out, where there is no ``validation_split``.
         cache_images: decode and resize all images once, into one array on disk that later starts use again.
         cache_dir: folder of what is kept between runs; by default ``dpnp-imaging`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
         root: folder of torchvision's data sets.
@@ -83,6 +88,9 @@ class ImageData(L.LightningDataModule):
         value_window: tuple[float, float] | None = None,
         axis: int = 2,
         on_error: OnError = "raise",
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        validation_images: int = 1000,
         cache_images: bool = False,
         cache_dir: str | None = None,
         root: str = "data",
@@ -126,6 +134,24 @@ class ImageData(L.LightningDataModule):
         self.value_range, self.clip = value_window or value_range, value_window is not None
         self.axis, self.on_error = axis, on_error
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+        if shuffle_buffer < 1 or validation_images < 1:
+            raise ValueError(
+                f"shuffle_buffer = {shuffle_buffer} and validation_images = {validation_images} must be positive"
+            )
+        if streaming and cache_images:
+            raise ValueError("streaming and cache_images exclude each other")
+        if streaming and (source.startswith(("torchvision:", "dicom:")) or not may_stream(source)):
+            raise ValueError(
+                f"source = {source!r}: only Parquet and Arrow files and data sets of the Hub can be streamed"
+            )
+        if streaming and validation_split is not None:
+            raise ValueError(
+                f"validation_split = {validation_split!r}: a stream is validated on validation_images of its own"
+            )
+        self.streaming, self.shuffle_buffer, self.validation_images = streaming, shuffle_buffer, validation_images
+        self._positions: dict[int, Position] = {}
+        self._next_worker = 0
+        self._resume: dict[str, Any] | None = None
         self.cache_images = cache_images
         self.batch_size, self.workers = batch_size, workers
         self.title = name if name is not None else f"prior of {source}"
@@ -135,6 +161,8 @@ class ImageData(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch on one process what would otherwise be fetched by all of them."""
+        if self.streaming:
+            return
         for split in filter(None, (self.split, self.validation_split)):
             rows = self._rows(split)
             if self.cache_images:
@@ -142,6 +170,9 @@ class ImageData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the data and look at the first image."""
+        if self.streaming:
+            self._setup_stream()
+            return
         rows = self._rows(self.split)
         train = self._images(rows, self.crop, self.split)
         if self.validation_split is not None:
@@ -156,6 +187,14 @@ class ImageData(L.LightningDataModule):
                 train if self.crop == "center" else self._images(rows, "center", self.split), held_out
             )
         self._train_images = train
+
+    def _setup_stream(self) -> None:
+        if self.trainer is not None and self.trainer.max_steps == -1:
+            raise ValueError("a stream never ends; give trainer.max_steps")
+        self._table = StreamedTable(self.source, self.split, self.column, self.validation_images)
+        held_out = HeldOut(self._table)
+        self._train_images = self._images(held_out, self.crop, self.split)
+        self.validation_set = self._images(held_out, "center", self.split)
 
     def _hold_out(self, rows: Rows) -> tuple[list[int], list[int]]:
         """Indices for training and for validation, at random; of files with several images, whole files where there are several."""
@@ -177,7 +216,9 @@ class ImageData(L.LightningDataModule):
         """The data's figures; the spread is measured once, on up to 4,096 training images."""
         if self._description is None:
             images = self._train_images
-            data_std, spread = measure_spread(self.train_set)
+            measured = self.validation_set if self.streaming else self.train_set
+            data_std, spread = measure_spread(measured)
+            count = "streamed" if self.streaming else f"{len(self.train_set)} training images"  # type: ignore[arg-type]
             self._description = DataDescription(
                 name=self.title,
                 image_shape=images.image_shape,
@@ -185,15 +226,78 @@ class ImageData(L.LightningDataModule):
                 source_range=images.source_range,
                 data_std=data_std,
                 spread=spread,
-                dataset=f"{self.source}, {len(self.train_set)} training images",  # type: ignore[arg-type]
+                dataset=f"{self.source}, {count}",
                 license=self.license,
             )
         return self._description
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Batches ``(B, C, H, W)`` in [-1, 1], shuffled anew each epoch; the last incomplete one is dropped."""
+        if self.streaming:
+            return self._stream_loader()
         length = len(self.train_set)  # type: ignore[arg-type]
         return self._loader(self.train_set, self._sampler(), drop_last=length >= self.batch_size)
+
+    def _stream_loader(self) -> DataLoader[Any]:
+        """Batches with the positions of their readers, which :meth:`on_before_batch_transfer` takes off."""
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        start = None
+        if self._resume is not None:
+            start = [Position(*p) for p in self._resume["positions"]]
+            readers = world_size * max(1, self.workers)
+            if len(start) != readers:
+                raise ValueError(
+                    f"the stream was read by {len(start)} readers (devices x workers) and is to be continued by {readers}; "
+                    "keep the number of devices and workers"
+                )
+            self._next_worker = self._resume["next_worker"]
+            own = max(1, self.workers)
+            self._positions = dict(enumerate(start[rank * own : (rank + 1) * own]))
+        if not isinstance(self._train_images, Images):
+            raise TypeError("streamed images are not kept on disk")
+        stream = Stream(
+            self._table,
+            self._train_images,
+            self.shuffle_buffer,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            start=start,
+            first_worker=self._next_worker,
+        )
+        return DataLoader(
+            stream,
+            batch_size=self.batch_size,
+            collate_fn=collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Take a stream's position off the batch that is about to be trained on; batches fetched ahead do not count."""
+        if not isinstance(batch, StreamBatch):
+            return batch
+        self._positions[batch.worker] = batch.position
+        self._next_worker = (batch.worker + 1) % max(1, self.workers)
+        return batch.images
+
+    def state_dict(self) -> dict[str, Any]:
+        """A stream's position, of all ranks; empty for data that are not streamed."""
+        if not self.streaming:
+            return {}
+        own = [tuple(self._positions.get(worker, Position())) for worker in range(max(1, self.workers))]
+        every = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            every = [own] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(every, own)
+        return {"positions": [list(p) for rank in every for p in rank], "next_worker": self._next_worker}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader go on where the stream was left."""
+        if self.streaming and state_dict:
+            self._resume = state_dict
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Batches in order."""
@@ -302,6 +406,12 @@ class _EpochLoader(DataLoader[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         self.start_epoch()
         return super().__iter__()
+
+
+def may_stream(source: str) -> bool:
+    """Whether a source is a table: files, or not a path at all and hence a data set of the Hub."""
+    path = Path(source).expanduser()
+    return is_table(path) if path.exists() else path.suffix not in arrays.SUFFIXES
 
 
 def default_cache_dir() -> Path:
