@@ -17,7 +17,7 @@ from dpnp_training.callbacks.periodic import Periodic
 from dpnp_training.callbacks.pictures import publish_figures, unit_range
 from dpnp_training.module import ScoreMatching
 
-SUBSETS, LARGEST_SUBSET = 50, 1000  # of KID
+SUBSETS, LARGEST_SUBSET = 20, 1000  # of KID
 
 
 class SampleQuality(Periodic):
