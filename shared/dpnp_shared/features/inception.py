@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ class InceptionFeatures(nn.Module):
         feature: which layer: 64, 192, 768 or 2048 features.
 
     Raises:
-        ValueError: an unknown layer.
+        ValueError: an unknown layer, or a file that holds something else.
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: torch-fidelity is not installed.
     """
@@ -36,7 +37,14 @@ class InceptionFeatures(nn.Module):
             ) from error
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        self.network = NoTrainInceptionV3("inception-v3-compat", [str(feature)], feature_extractor_weights_path=weights)
+        try:
+            self.network = NoTrainInceptionV3(
+                "inception-v3-compat", [str(feature)], feature_extractor_weights_path=weights
+            )
+        except (RuntimeError, UnpicklingError) as error:
+            raise ValueError(
+                f"weights = {weights!r} does not hold torch-fidelity's Inception network: {error}"
+            ) from error
         self.num_features = feature
         self.requires_grad_(False)
 
