@@ -1,0 +1,39 @@
+"""The prior that training leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+from lightning.pytorch.callbacks import Callback
+
+from dpnp_training.module import ScoreMatching
+
+
+class ExportPrior(Callback):
+    """Writes the portable prior when training ends, interrupted training included.
+
+    Args:
+        directory: the prior's folder, ``prior`` below the trainer's root folder by default.
+        name: title of the card; the data's name by default.
+    """
+
+    def __init__(self, directory: str | None = None, name: str | None = None) -> None:
+        self.directory, self.name = directory, name
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export on the first rank."""
+        self._export(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Export what an interrupted training has reached."""
+        if isinstance(exception, KeyboardInterrupt):
+            self._export(trainer, pl_module)
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and isinstance(pl_module, ScoreMatching) and trainer.global_step:
+            prior = pl_module.to_prior()
+            if self.name is not None:
+                prior.card.name = self.name
+            folder = prior.save_pretrained(self.directory or Path(trainer.default_root_dir) / "prior")
+            print(f"prior written to {folder}")
