@@ -46,7 +46,9 @@ def download(repository: str, revision: str | None, files: Sequence[str]) -> tup
     with explained(repository, revision):
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), endpoint=endpoint()))
     if not folder.is_dir():  # nothing was fetched
-        raise HubError(f"{repository} at {endpoint()}: revision {revision or 'main'!r} holds none of {', '.join(files)}")
+        raise HubError(
+            f"{repository} at {endpoint()}: revision {revision or 'main'!r} holds none of {', '.join(files)}"
+        )
     return folder, folder.name  # the cache names a snapshot by its commit
 
 

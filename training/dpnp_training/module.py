@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
-from dpnp_training.data import DataDescription
+from dpnp_training.augment import informed
+from dpnp_training.data import DataDescription, ImageData
 from dpnp_training.ema import EMASettings, make_ema
 from dpnp_training.losses import DenoisingScoreMatching, squared_error
+from dpnp_training.verify import record_of
 
 
 class ScoreMatching(L.LightningModule):
@@ -71,6 +73,7 @@ class ScoreMatching(L.LightningModule):
         self.images_seen = 0
         self.data: DataDescription | None = None
         self.metrics: dict[str, float] = {}
+        self.validation: dict[str, Any] = {}
         describe(network)  # refuse a network that could not be exported now, not after days of training
         describe(self.preconditioning)
 
@@ -95,7 +98,7 @@ class ScoreMatching(L.LightningModule):
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
         """Loss of one batch of clean images ``(B, C, H, W)``."""
         loss = self.loss(
-            lambda x, sigma: denoise(self.network, self.preconditioning, x, sigma),
+            lambda x, sigma, *vector: denoise(informed(self.network, *vector), self.preconditioning, x, sigma),
             x_0,
             generator=self.generator(0, self.current_epoch, batch_idx),
         )
@@ -159,6 +162,17 @@ class ScoreMatching(L.LightningModule):
             self.metrics = {
                 key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")
             }
+            data = getattr(self.trainer, "datamodule", None)
+            if isinstance(data, ImageData):
+                self.validation = dataclasses.asdict(
+                    record_of(
+                        data,
+                        batches=int(self.trainer.num_val_batches[0]),
+                        processes=self.trainer.world_size,
+                        seed=self.seed,
+                        device=self.device.type,
+                    )
+                )
 
     # --- the prior ------------------------------------------------------------------------------------------
 
@@ -179,7 +193,11 @@ class ScoreMatching(L.LightningModule):
             "torch": str(torch.__version__),
         }
         return PriorCard(
-            **dataclasses.asdict(self.data), sigma_range=sigma_range, training=training, metrics=self.metrics
+            **dataclasses.asdict(self.data),
+            sigma_range=sigma_range,
+            training=training,
+            metrics=self.metrics,
+            validation=self.validation,
         )
 
     def to_prior(self) -> Prior:

@@ -14,9 +14,12 @@ from jsonargparse import auto_cli
 
 from dpnp_shared.hub import HubError
 from dpnp_shared.model_card import noise_bands
+from dpnp_shared.networks.presets import presets
 from dpnp_shared.prior import CONFIG, SAMPLES, WEIGHTS, Prior, PriorError, locate, read_config, release, write_folder
 from dpnp_training import hub, verify
+from dpnp_training.estimate import estimate
 from dpnp_training.export import Precision, draw_samples, prior_from_checkpoint, round_weights, samples_of_run
+from dpnp_training.foreign.cli import import_folder
 
 
 def export(
@@ -262,6 +265,9 @@ COMMANDS: dict[str, Any] = {
     "migrate": migrate,
     "push": push,
     "pull": pull,
+    "import": import_folder,
+    "estimate": estimate,
+    "presets": presets,
 }
 """Subcommands by name; a further one is a function with typed arguments and a Google-style docstring."""
 
