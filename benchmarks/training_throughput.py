@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from runner import RESULTS, write_table
 from torch import Tensor
+
+from dpnp_training.estimate import peak_memory
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "training" / "fashion_mnist.yaml"
@@ -162,8 +163,7 @@ def main() -> None:
     arguments = options.parse_args()
     if arguments.contender:
         rate = CONTENDERS[arguments.contender](arguments.folder, arguments.batch, arguments.steps, arguments.precision)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(f"RESULT {json.dumps({'images_per_second': rate, 'peak_memory': memory})}")
+        print(f"RESULT {json.dumps({'images_per_second': rate, 'peak_memory': peak_memory()})}")
         return
     names = [name for name in CONTENDERS if name != "peer" or arguments.peer]
     rounds: list[dict[str, dict[str, float]]] = []

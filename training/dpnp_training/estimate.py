@@ -167,8 +167,20 @@ def measure(
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = peak_memory()
     return Run(batch_size, memory, statistics.median(clock.times[WARMUP:]))
+
+
+def peak_memory() -> int:
+    """Peak memory of this process, in bytes.
+
+    Linux's own count: that of ``getrusage`` starts with what the parent process held.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(kilobytes) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def estimate(
