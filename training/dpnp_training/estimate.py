@@ -164,10 +164,7 @@ def measure(
     )
     trainer.fit(cli.model, datamodule=_Data(image_shape, batch_size, WARMUP + steps))
     device = trainer.strategy.root_device
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = peak_memory()
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     return Run(batch_size, memory, statistics.median(clock.times[WARMUP:]))
 
 
