@@ -142,3 +142,19 @@ def test_hard_constraints_give_the_posterior_at_the_last_coupling():
         cdf = (widened * (-0.5 * x**2).exp()).cumsum(0)
         at = ((draws[:, i] + 4) * 1000).round().long()
         assert kstest((cdf / cdf[-1])[at].numpy(), "uniform").pvalue > 1e-4
+
+
+def test_a_uniform_number_of_zero_does_not_lose_a_pixel(monkeypatch):
+    # log 0 is the lowest of thresholds and not a start of zero likelihood: the law is that of the Gaussian along the ellipse
+    model, y, centre = problem("laplace")
+    x = centre.expand(CHAINS, -1, -1, -1)
+    draws = ChainGenerators.uniform_like
+    count = iter(range(10**6))
+    monkeypatch.setattr(
+        ChainGenerators, "uniform_like", lambda self, z: draws(self, z) * (0.0 if next(count) == 0 else 1.0)
+    )
+    kernel, eta = PixelwiseSlice(steps=1), 0.3
+    start = x + 2 * eta
+    _, z, _ = kernel.step(kernel.init(model, y, start), x, eta, generator=ChainGenerators(0, range(CHAINS)))
+    # z = x + 2η cos θ + ν sin θ, θ uniform: of variance (4 η² + η²)/2 a pixel
+    assert float((z - x).square().mean()) == pytest.approx(2.5 * eta**2, rel=0.05)

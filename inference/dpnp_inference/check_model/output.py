@@ -192,7 +192,8 @@ def check_pixelwise(subject: Subject) -> Iterator[Finding]:
         yield note(
             "pixelwise",
             found,
-            "Set pixelwise = True: pixels are then drawn one by one, well even where the noise is small.",
+            "Set pixelwise = True (of a function: FunctionOperator(function, pixelwise=True)): pixels are then drawn one by one, well even "
+            "where the noise is small.",
         )
 
 

@@ -79,8 +79,7 @@ class PerturbAndSolve:
         most_iterations: bound on the iterations; a draw that ends above the tolerance is reported by a warning.
         exact_splitting: take the splitting's own noise out of the likelihood as far as it goes, all of it (and then without a
             solve) for ``η ≤ 0.9 σ/‖A‖``, that is ``0.9/‖R^{-1/2} A‖``.
-        most_diagonalised: images of at most so many entries have G diagonalised, in a time that grows with the cube: a second for
-            2048, twelve for 4096, on two cores.
+        most_diagonalised: images of at most so many entries have G diagonalised, once a run, in a time that grows with their cube.
     """
 
     tolerance: float = 1e-5

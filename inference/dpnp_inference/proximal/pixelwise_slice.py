@@ -90,7 +90,7 @@ class PixelwiseSlice:
             threshold = log_l + own.uniform_like(x).log()
             theta = 2 * math.pi * own.uniform_like(x)
             low, high = theta - 2 * math.pi, theta
-            lost = threshold == -torch.inf
+            lost = log_l == -torch.inf
             start = torch.where(lost, x, z)
             searching = torch.ones_like(z, dtype=torch.bool)  # pixels without a point on their slice yet
             for _ in range(self.most_proposals):

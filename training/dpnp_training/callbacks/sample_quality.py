@@ -121,7 +121,8 @@ def check_extractor(extractor: nn.Module, x: Tensor, module: ScoreMatching) -> N
 def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
     """FID and KID of features ``(n, d)``, at least two of each.
 
-    KID is the mean over random subsets of at most half of the smaller set, from the global generator.
+    KID is the mean over random subsets of at most half of the smaller set, the same each time; training's own random
+    numbers are left alone.
     """
     fid = FrechetInceptionDistance(_Identity(real.shape[1]), sync_on_compute=False)
     with warnings.catch_warnings():
@@ -131,7 +132,9 @@ def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
     for metric in (fid, kid):
         metric.update(real, real=True)
         metric.update(fake, real=False)
-    return {"fid": float(fid.compute()), "kid": float(kid.compute()[0])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # torchmetrics draws the subsets by the global generator
+        return {"fid": float(fid.compute()), "kid": float(kid.compute()[0])}
 
 
 class _Identity(nn.Module):
