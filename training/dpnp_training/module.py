@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
+from dpnp_training.acceleration import check_compile, compile_network, use_channels_last, use_fused
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
 from dpnp_training.ema import EMASettings, make_ema
 from dpnp_training.losses import DenoisingScoreMatching, squared_error
+from dpnp_training.sharding import FullySharded, blocks, check_strategy, shard, whole
 from dpnp_training.verify import record_of
 
 
@@ -36,6 +38,9 @@ class ScoreMatching(L.LightningModule):
         decay: learning rate after the warm-up: ``cosine`` to 0 at the last step, or ``constant``.
         noise_bands: edges of the bands of σ in which the validation loss is reported.
         seed: of the training noise; noise of a step depends on nothing but seed, step and rank.
+        compile: let ``torch.compile`` take the network's calls in training: ``true``, one of its modes, or another backend.
+        channels_last: keep the network's weights and activations with the channels innermost, which suits convolutions on most devices.
+        fused: AdamW in one kernel; ``auto`` does so on CUDA devices.
 
     Raises:
         ValueError: an argument out of range.
@@ -53,6 +58,9 @@ class ScoreMatching(L.LightningModule):
         decay: Literal["cosine", "constant"] = "cosine",
         noise_bands: Sequence[float] = (0.02, 0.07, 0.2, 0.6, 2.0, 6.0, 20.0),
         seed: int = 0,
+        compile: bool | str = False,
+        channels_last: bool = False,
+        fused: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or weight_decay < 0 or warmup_steps < 0:
@@ -62,6 +70,9 @@ class ScoreMatching(L.LightningModule):
             )
         if len(noise_bands) < 2 or any(not 0 < a < b for a, b in itertools.pairwise(noise_bands)):
             raise ValueError(f"noise_bands = {list(noise_bands)}; needed are at least two increasing positive levels")
+        check_compile(compile)
+        if channels_last:
+            use_channels_last(network)
         self.network = network
         self.preconditioning = preconditioning if preconditioning is not None else EDM()
         self.loss = loss if loss is not None else DenoisingScoreMatching()
@@ -74,13 +85,15 @@ class ScoreMatching(L.LightningModule):
         self.data: DataDescription | None = None
         self.metrics: dict[str, float] = {}
         self.validation: dict[str, Any] = {}
-        describe(network)  # refuse a network that could not be exported now, not after days of training
-        describe(self.preconditioning)
+        self.compiler, self.fused = compile, fused
+        # refuses a network that could not be exported now, not after days of training
+        self.described = {"network": describe(network), "preconditioning": describe(self.preconditioning)}
 
     # --- training -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the data against the network."""
+        """Check the strategy, and the data against the network."""
+        check_strategy(self.trainer.strategy)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "description"):
             self.data = datamodule.description
@@ -90,6 +103,15 @@ class ScoreMatching(L.LightningModule):
                 f"model.network.channels = {channels}, but the images have {self.data.image_shape[0]} channels "
                 f"(shape {self.data.image_shape})"
             )
+
+    def configure_model(self) -> None:
+        """Shard the network and its averages where the strategy asks for it, and compile what is called in training."""
+        sharded = isinstance(self.trainer.strategy, FullySharded)
+        if sharded:
+            for module in [m for m in self.modules() if type(m) is type(self.network)]:
+                shard(module, self.trainer.strategy.device_mesh["data_parallel"])
+        for part in blocks(self.network) if sharded else [self.network]:
+            compile_network(part, self.compiler)
 
     def generator(self, *stream: int) -> torch.Generator:
         """A generator on this device whose numbers depend on the seed, the rank and ``stream`` only."""
@@ -117,7 +139,12 @@ class ScoreMatching(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up, then the chosen decay, per optimiser step."""
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=use_fused(self.fused, self.trainer),
+        )
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
@@ -201,16 +228,18 @@ class ScoreMatching(L.LightningModule):
         )
 
     def to_prior(self) -> Prior:
-        """The averaged network as a prior (it shares the module's tensors)."""
-        return Prior(self.ema.ema_model, self.preconditioning, self.card())
+        """The averaged network as a prior.
+
+        It shares the module's tensors, unless they are sharded: then it is a whole copy, and all processes must call this together.
+        """
+        return Prior(whole(self.ema.ema_model, self.described["network"]), self.preconditioning, self.card())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an export needs, as plain values: no class is named that loading would have to import."""
         checkpoint["images_seen"] = self.images_seen
         if self.data is not None:
             checkpoint["prior"] = {
-                "network": describe(self.network),
-                "preconditioning": describe(self.preconditioning),
+                **self.described,
                 "card": dataclasses.asdict(self.card()),
             }
 

@@ -45,9 +45,9 @@ class DenoisingStrips(Periodic):
     @torch.no_grad()
     def look(self, trainer: L.Trainer, module: ScoreMatching) -> None:
         """Draw, on the first rank."""
+        prior = module.to_prior()
         if not trainer.is_global_zero:
             return
-        prior = module.to_prior()
         x_0 = held_out_images(trainer, self.images).to(module.device)
         w = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(self.seed)).to(x_0)
         sigmas = self.sigmas

@@ -31,8 +31,10 @@ class ExportPrior(Callback):
             self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(pl_module, ScoreMatching) and trainer.global_step:
-            prior = pl_module.to_prior()
+        if not isinstance(pl_module, ScoreMatching) or not trainer.global_step:
+            return
+        prior = pl_module.to_prior()
+        if trainer.is_global_zero:
             if self.name is not None:
                 prior.card.name = self.name
             folder = prior.save_pretrained(self.directory or Path(trainer.default_root_dir) / "prior")

@@ -7,12 +7,12 @@ import math
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dpnp_training.callbacks.pictures import publish_figures
 from dpnp_training.module import ScoreMatching
+from dpnp_training.sharding import FullySharded, local
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "module")  # what compilation and sharding add to parameters' names
 
@@ -48,10 +48,11 @@ class GradientNorms(Callback):
         squares: dict[str, Tensor] = {}
         for name, parameter in pl_module.network.named_parameters():
             group = ".".join([part for part in name.split(".")[:-1] if part not in WRAPPERS][: self.depth]) or name
-            square = torch.zeros((), device=pl_module.device) if parameter.grad is None else _square(parameter.grad)
+            gradient = parameter.grad
+            square = torch.zeros((), device=pl_module.device) if gradient is None else _square(local(gradient))
             squares[group] = squares.get(group, torch.zeros_like(square)) + square
         values = torch.stack(list(squares.values()))
-        if isinstance(trainer.strategy, FSDPStrategy):  # each rank holds a part of each gradient
+        if isinstance(trainer.strategy, FullySharded):  # each rank holds a part of each gradient
             values = trainer.strategy.reduce(values, reduce_op="sum")
         parts = values.tolist()
         figures = {"gradient_norm": math.sqrt(sum(parts))}

@@ -47,9 +47,9 @@ class Reconstruction(Periodic):
 
     def look(self, trainer: L.Trainer, module: ScoreMatching) -> None:
         """Reconstruct, on the first rank."""
+        prior = module.to_prior()
         if not trainer.is_global_zero:
             return
-        prior = module.to_prior()
         results = [
             self._checked(self.sampler(prior, x)) for x in held_out_images(trainer, self.images).to(module.device)
         ]

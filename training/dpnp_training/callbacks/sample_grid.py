@@ -34,10 +34,11 @@ class SampleGrid(Periodic):
 
     def look(self, trainer: L.Trainer, module: ScoreMatching) -> None:
         """Draw, on the first rank."""
+        prior = module.to_prior()
         if not trainer.is_global_zero:
             return
         x = sample_unconditional(
-            module.to_prior(),
+            prior,
             self.images,
             generator=torch.Generator().manual_seed(self.seed),
             steps=self.calls,

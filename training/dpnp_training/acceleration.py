@@ -1,0 +1,79 @@
+"""Options of a training that change its speed and not its result: compilation, memory format, fused optimiser."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from torch import Tensor, nn
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def check_compile(how: bool | str) -> None:
+    """Check the argument of :func:`compile_network`.
+
+    Raises:
+        ValueError: ``how`` is neither a switch, a mode nor a backend.
+    """
+    if isinstance(how, bool) or how in MODES:
+        return
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if how not in backends:
+        raise ValueError(
+            f"compile = {how!r}; allowed are true, false, a mode ({', '.join(MODES)}) or a backend ({', '.join(backends)})"
+        )
+
+
+def compile_network(network: nn.Module, how: bool | str) -> None:
+    """Let ``torch.compile`` take the calls of a network, in place: names and values of its weights stay as they are.
+
+    Nothing is compiled before the first call.
+
+    Args:
+        network: whose calls are compiled.
+        how: ``True`` for the default backend, one of its modes, or another backend of ``torch.compiler.list_backends()``.
+    """
+    if how is True:
+        network.compile()
+    elif isinstance(how, str):
+        network.compile(**{"mode" if how in MODES else "backend": how})
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Keep a network's weights, its input and so its activations with the channels innermost (``torch.channels_last``), in place.
+
+    Copies of the network do the same. Loading weights of either format leaves this one.
+    """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.register_forward_pre_hook(_channels_last_input)
+
+
+def _channels_last_input(network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *others = arguments
+    return (x.contiguous(memory_format=torch.channels_last), *others) if isinstance(x, Tensor) else arguments
+
+
+def use_fused(fused: bool | Literal["auto"], trainer: L.Trainer) -> bool:
+    """Whether the optimiser shall take its step in one kernel.
+
+    ``auto`` does so on CUDA devices, except where float16's loss scaling meets gradient clipping: a fused optimiser divides by the
+    scale itself, too late for the clipping.
+
+    Args:
+        fused: what the user wants.
+        trainer: whose device, precision and clipping.
+
+    Raises:
+        ValueError: a fused step is wanted with float16 and gradient clipping.
+    """
+    clipped_float16 = trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
+    if fused == "auto":
+        return trainer.strategy.root_device.type == "cuda" and not clipped_float16
+    if fused and clipped_float16:
+        raise ValueError(
+            f"model.fused = true does not go with trainer.precision = 16-mixed and trainer.gradient_clip_val = {trainer.gradient_clip_val}: "
+            "the fused optimiser undoes the loss scaling after the clipping. Take bf16-mixed, fused = auto, or no clipping"
+        )
+    return bool(fused)
