@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L  # noqa: N812 - Lightning's own convention
@@ -26,7 +27,7 @@ def check_compile(how: bool | str) -> None:
         )
 
 
-def compile_network(network: nn.Module, how: bool | str) -> None:
+def compile_network(network: nn.Module, how: bool | str, parts: Sequence[nn.Module] = ()) -> None:
     """Let ``torch.compile`` take the calls of a network, in place: names and values of its weights stay as they are.
 
     Nothing is compiled before the first call.
@@ -34,11 +35,20 @@ def compile_network(network: nn.Module, how: bool | str) -> None:
     Args:
         network: whose calls are compiled.
         how: ``True`` for the default backend, one of its modes, or another backend of ``torch.compiler.list_backends()``.
+        parts: compile these instead, each by itself and for its shapes alone; shards have to be gathered between them.
     """
-    if how is True:
-        network.compile()
-    elif isinstance(how, str):
-        network.compile(**{"mode" if how in MODES else "backend": how})
+    if how is False:
+        return
+    options: dict[str, Any] = {} if how is True else {"mode" if how in MODES else "backend": how}
+    if not parts:
+        network.compile(**options)
+        return
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # the name before torch 2.6
+    # it counts all parts of one class together, and what exceeds it is not compiled
+    setattr(config, limit, max(getattr(config, limit), 4 * len(parts)))
+    for part in parts:
+        part.compile(dynamic=False, **options)
 
 
 def use_channels_last(network: nn.Module) -> None:
@@ -46,7 +56,7 @@ def use_channels_last(network: nn.Module) -> None:
 
     Copies of the network do the same. Loading weights of either format leaves this one.
     """
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     network.register_forward_pre_hook(_channels_last_input)
 
 
@@ -73,7 +83,7 @@ def use_fused(fused: bool | Literal["auto"], trainer: L.Trainer) -> bool:
         return trainer.strategy.root_device.type == "cuda" and not clipped_float16
     if fused and clipped_float16:
         raise ValueError(
-            f"model.fused = true does not go with trainer.precision = 16-mixed and trainer.gradient_clip_val = {trainer.gradient_clip_val}: "
-            "the fused optimiser undoes the loss scaling after the clipping. Take bf16-mixed, fused = auto, or no clipping"
+            f"model.fused = true does not go with trainer.precision = 16-mixed and trainer.gradient_clip_val = "
+            f"{trainer.gradient_clip_val}: the fused optimiser undoes the loss scaling after the clipping. Take bf16-mixed, fused = auto, or no clipping"
         )
     return bool(fused)

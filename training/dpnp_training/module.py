@@ -106,12 +106,13 @@ class ScoreMatching(L.LightningModule):
 
     def configure_model(self) -> None:
         """Shard the network and its averages where the strategy asks for it, and compile what is called in training."""
-        sharded = isinstance(self.trainer.strategy, FullySharded)
-        if sharded:
+        strategy = self.trainer.strategy
+        parts: list[nn.Module] = []
+        if isinstance(strategy, FullySharded):
             for module in [m for m in self.modules() if type(m) is type(self.network)]:
-                shard(module, self.trainer.strategy.device_mesh["data_parallel"])
-        for part in blocks(self.network) if sharded else [self.network]:
-            compile_network(part, self.compiler)
+                shard(module, strategy.device_mesh["data_parallel"])
+            parts = blocks(self.network)
+        compile_network(self.network, self.compiler, parts)
 
     def generator(self, *stream: int) -> torch.Generator:
         """A generator on this device whose numbers depend on the seed, the rank and ``stream`` only."""

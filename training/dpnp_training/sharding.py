@@ -6,9 +6,9 @@ import warnings
 from datetime import timedelta
 
 import torch
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -21,7 +21,8 @@ NAME = "fsdp2"
 class FullySharded(ModelParallelStrategy):
     """Data parallelism over all processes of all nodes with everything sharded (PyTorch's FSDP2, Rajbhandari et al. 2020, stage 3).
 
-    ``--trainer.strategy fsdp2``. Checkpoints are one file with whole tensors, as those of any other strategy: each can go on from the other's.
+    ``--trainer.strategy fsdp2``. Checkpoints are one file with whole tensors, as those of any other strategy: a training may go on
+    under another one.
 
     Args:
         process_group_backend: ``nccl`` on CUDA devices and ``gloo`` on CPUs by default.
