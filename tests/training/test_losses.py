@@ -113,9 +113,7 @@ def test_every_weighting_is_the_loss_of_its_own_parametrisation(preconditioning,
     network = Raw(3, 3, 3, padding=1).double()
     x_0, sigma = torch.randn(4, 3, 5, 6).double(), torch.tensor([0.05, 0.4, 3.0, 40.0]).double()
     w = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    error = squared_error(
-        lambda x, s: denoise(network, preconditioning, x, s), x_0, sigma, generator=torch.Generator().manual_seed(1)
-    )
+    error = squared_error(lambda x, s: denoise(network, preconditioning, x, s), x_0, sigma, w)
     ours = (DenoisingScoreMatching(weighting=weighting).weight(sigma) * error).mean()
     level = sigma.reshape(4, 1, 1, 1)
     torch.testing.assert_close(network.seen, sees(x_0, w, level))
@@ -128,9 +126,8 @@ def test_every_weighting_is_the_loss_of_its_own_parametrisation(preconditioning,
 
 def test_each_image_gets_its_own_level():
     x_0 = torch.zeros(3, 1, 50, 50)
-    error = squared_error(
-        lambda x, sigma: x, x_0, torch.tensor([0.1, 1.0, 10.0]), generator=torch.Generator().manual_seed(0)
-    )
+    w = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    error = squared_error(lambda x, sigma: x, x_0, torch.tensor([0.1, 1.0, 10.0]), w)
     torch.testing.assert_close(error, torch.tensor([0.01, 1.0, 100.0]), rtol=0.1, atol=0)
 
 

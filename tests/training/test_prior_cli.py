@@ -469,9 +469,11 @@ def test_figures_of_training_are_measured_again(data):
     images, errors = source.validation_set, []
     for rank in range(3):
         x_0 = torch.stack([images[i % 20] for i in range(rank, 21, 3)])
-        generator = torch.Generator().manual_seed(derive_seed(3, rank, 1, 0, 0))
-        sigma = 0.05 * 10 ** torch.rand(7, generator=generator)
-        x = x_0 + sigma[:, None, None, None] * torch.randn(x_0.shape, generator=generator)
+        generator = torch.Generator().manual_seed(derive_seed(3, 1, 0, 0))
+        sigma = 0.05 * 10 ** torch.rand(21, generator=generator)[rank::3]
+        streams = [torch.Generator().manual_seed(derive_seed(generator.initial_seed(), i)) for i in range(rank, 21, 3)]
+        w = torch.stack([torch.randn(x_0[0].shape, generator=stream) for stream in streams])
+        x = x_0 + sigma[:, None, None, None] * w
         errors.append((prior(x, sigma) - x_0).square().mean())
     found = denoising_errors(prior, images, [(0.05, 0.5)], many)[0.05, 0.5]
     assert found.images == 21

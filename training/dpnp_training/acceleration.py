@@ -83,7 +83,8 @@ def use_fused(fused: bool | Literal["auto"], trainer: L.Trainer) -> bool:
         return trainer.strategy.root_device.type == "cuda" and not clipped_float16
     if fused and clipped_float16:
         raise ValueError(
-            f"model.fused = true does not go with trainer.precision = 16-mixed and trainer.gradient_clip_val = "
-            f"{trainer.gradient_clip_val}: the fused optimiser undoes the loss scaling after the clipping. Take bf16-mixed, fused = auto, or no clipping"
+            "model.fused = true does not go with trainer.precision = 16-mixed and trainer.gradient_clip_val = "
+            f"{trainer.gradient_clip_val}: the fused optimiser undoes the loss scaling after the clipping. Take bf16-mixed, "
+            "fused = auto, or no clipping"
         )
     return bool(fused)

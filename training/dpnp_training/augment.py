@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import Tensor, nn
 
+from dpnp_training.share import Share
+
 AUGMENTATION_LENGTH = 8  # flips 2, turn 2, translation 2, scaling 1, anisotropy 1
 
 
@@ -56,12 +58,13 @@ class Augmentation:
         self.horizontal_flip, self.vertical_flip, self.quarter_turns = horizontal_flip, vertical_flip, quarter_turns
         self.translation, self.scaling, self.anisotropy = translation, scaling, anisotropy
 
-    def __call__(self, x: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, *, generator: torch.Generator, share: Share | None = None) -> tuple[Tensor, Tensor]:
         """Change each image in its own way.
 
         Args:
             x: clean images ``(B, C, H, W)``, of any value range, which is kept.
-            generator: source of the changes, on the device of ``x``.
+            generator: source of the changes, on the device of ``x``; the same for all shares of a batch.
+            share: which images of the whole batch these are; all of them by default.
 
         Returns:
             The images, and what was done to each, ``(B, 8)``: whether mirrored horizontally and vertically, cosine minus 1 and sine
@@ -73,9 +76,9 @@ class Augmentation:
         height, width = x.shape[-2:]
         if self.quarter_turns and height != width:
             raise ValueError(f"quarter_turns = True, but the images are {height} x {width}, not square")
-        n = x.shape[0]
-        u = torch.rand(8, n, generator=generator, device=x.device)
-        g = torch.randn(4, n, generator=generator, device=x.device)
+        share = share if share is not None else Share.all(x.shape[0])
+        u = share.of(torch.rand(share.whole, 8, generator=generator, device=x.device)).T
+        g = share.of(torch.randn(share.whole, 4, generator=generator, device=x.device)).T
         on = u[:6] < self.probability
         flip_x = on[0] & (u[6] < 0.5) & self.horizontal_flip
         flip_y = on[1] & (u[7] < 0.5) & self.vertical_flip

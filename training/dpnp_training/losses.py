@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dpnp_shared.denoiser import expand_sigma
 from dpnp_shared.preconditioning import DiscreteVP, VPSchedule
 from dpnp_training.augment import Augmentation
+from dpnp_training.share import Share
 
 Weighting = Literal["edm", "epsilon", "v", "flow", "x0"]
 
@@ -309,46 +310,73 @@ class DenoisingScoreMatching(nn.Module):
             return (1 + 1 / sigma) ** 2
         return torch.ones_like(sigma)
 
-    def forward(self, denoise: Callable[..., Tensor], x_0: Tensor, *, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, denoise: Callable[..., Tensor], x_0: Tensor, *, generator: torch.Generator, share: Share | None = None
+    ) -> Tensor:
         """Weighted squared error of one draw of noise.
 
         Args:
             denoise: ``D(x; sigma)`` with ``sigma`` of shape ``(B,)``; with augmentation a third argument is the augmentation
                 vector ``(B, A)``.
             x_0: clean images ``(B, C, H, W)``.
-            generator: source of the augmentation, of σ and of w, on the device of ``x_0``.
+            generator: source of the augmentation, of σ and of w, on the device of ``x_0``; the same for all shares of a batch.
+            share: which images of the whole batch these are; all of them by default.
 
         Returns:
             Scalar, the mean over batch and pixels.
         """
+        share = share if share is not None else Share.all(x_0.shape[0])
         informed: Callable[..., Tensor] = denoise
         if self.augmentation is not None and self.training:
-            x_0, vector = self.augmentation(x_0, generator=generator)
+            x_0, vector = self.augmentation(x_0, generator=generator, share=share)
 
             def informed(x: Tensor, sigma: Tensor) -> Tensor:
                 return denoise(x, sigma, vector)
 
-        sigma = self.noise.sample(x_0.shape[0], generator=generator).to(x_0)
+        sigma = share.of(self.noise.sample(share.whole, generator=generator)).to(x_0)
         importance = self.noise.importance(sigma)
-        loss = self.weight(sigma) * squared_error(informed, x_0, sigma, generator=generator)
+        loss = self.weight(sigma) * squared_error(informed, x_0, sigma, share.normal_like(x_0, generator))
         if self.training:
             self.noise.observe(sigma, loss.detach())
         return (importance * loss).mean()
 
 
-def squared_error(
-    denoise: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, sigma: Tensor, *, generator: torch.Generator
-) -> Tensor:
+def squared_error(denoise: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, sigma: Tensor, w: Tensor) -> Tensor:
     """Mean squared denoising error of each image at its own noise level.
 
     Args:
         denoise: ``D(x; sigma)``.
         x_0: clean images ``(B, C, H, W)``.
         sigma: noise levels ``(B,)``.
-        generator: source of w, on the device of ``x_0``.
+        w: standard normal noise, shaped like ``x_0``.
 
     Returns:
         ``(B,)``.
     """
-    w = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     return (denoise(x_0 + expand_sigma(sigma, x_0) * w, sigma) - x_0).square().flatten(1).mean(1)
+
+
+def error_in_band(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    x_0: Tensor,
+    band: tuple[float, float],
+    *,
+    generator: torch.Generator,
+    share: Share,
+) -> tuple[Tensor, Tensor]:
+    """Noise levels uniform in log σ within a band, and the denoising error at them.
+
+    Args:
+        denoise: ``D(x; sigma)``.
+        x_0: clean images ``(B, C, H, W)``.
+        band: its ends.
+        generator: source of σ and w, on the device of ``x_0``; the same for all shares of a batch.
+        share: which images of the whole batch these are.
+
+    Returns:
+        Levels and mean squared errors, each ``(B,)``.
+    """
+    low, high = band
+    u = share.of(torch.rand(share.whole, generator=generator, device=x_0.device)).to(x_0)
+    sigma = low * (high / low) ** u
+    return sigma, squared_error(denoise, x_0, sigma, share.normal_like(x_0, generator))

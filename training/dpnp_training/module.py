@@ -19,8 +19,9 @@ from dpnp_training.acceleration import check_compile, compile_network, use_chann
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
 from dpnp_training.ema import EMASettings, make_ema
-from dpnp_training.losses import DenoisingScoreMatching, squared_error
+from dpnp_training.losses import DenoisingScoreMatching, error_in_band
 from dpnp_training.sharding import FullySharded, blocks, check_strategy, shard, whole
+from dpnp_training.share import Share
 from dpnp_training.verify import record_of
 
 
@@ -37,7 +38,7 @@ class ScoreMatching(L.LightningModule):
         warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
         decay: learning rate after the warm-up: ``cosine`` to 0 at the last step, or ``constant``.
         noise_bands: edges of the bands of σ in which the validation loss is reported.
-        seed: of the training noise; noise of a step depends on nothing but seed, step and rank.
+        seed: of the training noise; noise of an image depends on nothing but seed, step and the image's place in the whole batch.
         compile: let ``torch.compile`` take the network's calls in training: ``true``, one of its modes, or another backend.
         channels_last: keep the network's weights and activations with the channels innermost, which suits convolutions on most devices.
         fused: AdamW in one kernel; ``auto`` does so on CUDA devices.
@@ -82,6 +83,7 @@ class ScoreMatching(L.LightningModule):
         self.bands = list(itertools.pairwise(noise_bands))
         self.seed = seed
         self.images_seen = 0
+        self.configuration: str | None = None  # JSON of what a resumed run must share with this one
         self.data: DataDescription | None = None
         self.metrics: dict[str, float] = {}
         self.validation: dict[str, Any] = {}
@@ -115,15 +117,32 @@ class ScoreMatching(L.LightningModule):
         compile_network(self.network, self.compiler, parts)
 
     def generator(self, *stream: int) -> torch.Generator:
-        """A generator on this device whose numbers depend on the seed, the rank and ``stream`` only."""
-        return torch.Generator(self.device).manual_seed(derive_seed(self.seed, self.global_rank, *stream))
+        """A generator on this device whose numbers depend on the seed and ``stream`` only; the same on all processes."""
+        return torch.Generator(self.device).manual_seed(derive_seed(self.seed, *stream))
+
+    def share(self, count: int, part: int = 0, parts: int = 1) -> Share:
+        """Which images of a whole batch this process has at hand.
+
+        Args:
+            count: how many.
+            part: which of the accumulated batches.
+            parts: how many of them make up the whole batch.
+        """
+        world = self.trainer.world_size
+        return Share(count, count * world * parts, part * count * world + self.global_rank, world)
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        """Make dropout, too, a function of seed, rank, epoch and batch, so that an interruption does not change it."""
+        torch.manual_seed(derive_seed(self.seed, 2, self.global_rank, self.current_epoch, batch_idx))
 
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
         """Loss of one batch of clean images ``(B, C, H, W)``."""
+        parts = self.trainer.accumulate_grad_batches
         loss = self.loss(
             lambda x, sigma, *vector: denoise(informed(self.network, *vector), self.preconditioning, x, sigma),
             x_0,
-            generator=self.generator(0, self.current_epoch, batch_idx),
+            generator=self.generator(0, self.current_epoch, batch_idx // parts),
+            share=self.share(x_0.shape[0], batch_idx % parts, parts),
         )
         self.images_seen += x_0.shape[0] * self.trainer.world_size
         self.log("train/loss", loss, prog_bar=True)
@@ -173,10 +192,9 @@ class ScoreMatching(L.LightningModule):
         n = x_0.shape[0]
         losses = []
         for band, (low, high) in enumerate(self.bands):
-            generator = self.generator(1, batch_idx, band)
-            u = torch.rand(n, generator=generator, device=self.device).to(x_0)
-            sigma = low * (high / low) ** u
-            error = squared_error(self.denoise_ema, x_0, sigma, generator=generator)
+            sigma, error = error_in_band(
+                self.denoise_ema, x_0, (low, high), generator=self.generator(1, batch_idx, band), share=self.share(n)
+            )
             loss = (self.loss.weight(sigma) * error).mean()
             losses.append(loss)
             name = f"{low:g}-{high:g}"
@@ -237,13 +255,13 @@ class ScoreMatching(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an export needs, as plain values: no class is named that loading would have to import."""
-        checkpoint["images_seen"] = self.images_seen
+        checkpoint.update(images_seen=self.images_seen, metrics=self.metrics, validation=self.validation)
+        if self.configuration is not None:
+            checkpoint["configuration"] = self.configuration
         if self.data is not None:
-            checkpoint["prior"] = {
-                **self.described,
-                "card": dataclasses.asdict(self.card()),
-            }
+            checkpoint["prior"] = {**self.described, "card": dataclasses.asdict(self.card())}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting images."""
+        """Go on counting images, and keep the last validation's figures."""
         self.images_seen = checkpoint.get("images_seen", 0)
+        self.metrics, self.validation = checkpoint.get("metrics", {}), checkpoint.get("validation", {})

@@ -10,10 +10,15 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from dpnp_shared.prior import build
+
+try:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.tensor import DTensor
+except ImportError:  # where they were before torch 2.6
+    from torch.distributed._composable.fsdp import FSDPModule, fully_shard  # type: ignore[attr-defined]
+    from torch.distributed._tensor import DTensor  # type: ignore[attr-defined]
 
 NAME = "fsdp2"
 

@@ -23,7 +23,8 @@ from dpnp_shared.prior import CONFIG, README, Prior, PriorCard, PriorError, deno
 from dpnp_shared.randomness import derive_seed
 from dpnp_shared.solvers import sample_unconditional
 from dpnp_training.data import ImageData
-from dpnp_training.losses import squared_error
+from dpnp_training.losses import error_in_band
+from dpnp_training.share import Share
 
 BANDS = (0.02, 0.07, 0.2, 0.6, 2.0, 6.0, 20.0)
 EXACT_TOLERANCE = 0.01
@@ -129,24 +130,21 @@ def denoising_errors(
         )
     order = [i % len(images) for i in range(length)]
     errors: list[list[Tensor]] = [[] for _ in bands]
+
+    def denoiser(
+        x: Tensor, sigma: Tensor
+    ) -> Tensor:  # as training has it: bands may reach beyond the card's noise levels
+        return denoise(prior.network, prior.preconditioning, x.to(device), sigma.to(device)).to(noise_device)
+
     for rank in range(record.processes):
         mine = order[rank :: record.processes]
         for batch in range(record.batches):
             chosen = mine[batch * record.batch_size : (batch + 1) * record.batch_size]
             x_0 = torch.stack([images[i] for i in chosen]).to(noise_device)
-            for band, (low, high) in enumerate(bands):
-                generator = torch.Generator(noise_device).manual_seed(derive_seed(record.seed, rank, 1, batch, band))
-                u = torch.rand(len(x_0), generator=generator, device=noise_device)
-                sigma = low * (high / low) ** u
-                error = squared_error(
-                    # as training does it: bands may reach beyond the card's noise levels
-                    lambda x, s: denoise(prior.network, prior.preconditioning, x.to(device), s.to(device)).to(
-                        noise_device
-                    ),
-                    x_0,
-                    sigma,
-                    generator=generator,
-                )
+            share = Share(len(x_0), len(x_0) * record.processes, rank, record.processes)
+            for band, ends in enumerate(bands):
+                generator = torch.Generator(noise_device).manual_seed(derive_seed(record.seed, 1, batch, band))
+                _, error = error_in_band(denoiser, x_0, ends, generator=generator, share=share)
                 errors[band].append(error.double().cpu())
     return {band: _summary(torch.cat(found)) for band, found in zip(bands, errors, strict=True)}
 

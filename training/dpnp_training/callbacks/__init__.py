@@ -1,6 +1,5 @@
 """What is watched during training, and the export at its end; see ``docs/watching.md``."""
 
-from dpnp_training.callbacks.checkpoints import Checkpoints
 from dpnp_training.callbacks.denoising_strips import DenoisingStrips
 from dpnp_training.callbacks.export_prior import ExportPrior
 from dpnp_training.callbacks.gradient_norms import GradientNorms
@@ -10,6 +9,7 @@ from dpnp_training.callbacks.reconstruction import Reconstruction
 from dpnp_training.callbacks.sample_grid import SampleGrid
 from dpnp_training.callbacks.sample_quality import SampleQuality
 from dpnp_training.callbacks.throughput import Throughput
+from dpnp_training.checkpoints import Checkpoints
 
 __all__ = [
     "Checkpoints",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +10,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dpnp_shared.randomness import derive_seed
 from dpnp_training.data import arrays
@@ -21,6 +20,7 @@ from dpnp_training.data.files import Files, OnError, Reader, list_files, with_su
 from dpnp_training.data.folders import folder_rows
 from dpnp_training.data.images import Crop, Images, Rows
 from dpnp_training.data.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Dicom, Nifti
+from dpnp_training.data.order import EpochSampler, ResumableLoader
 from dpnp_training.data.pictures import Pictures
 from dpnp_training.data.stream import HeldOut, Position, Stream, StreamBatch, StreamedTable, collate
 from dpnp_training.data.tables import Table, is_table, table_rows, torchvision_rows
@@ -232,11 +232,21 @@ class ImageData(L.LightningDataModule):
         return self._description
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Batches ``(B, C, H, W)`` in [-1, 1], shuffled anew each epoch; the last incomplete one is dropped."""
+        """Batches ``(B, C, H, W)`` in [-1, 1], shuffled anew each epoch; what does not fill an optimiser step is left out."""
         if self.streaming:
             return self._stream_loader()
-        length = len(self.train_set)  # type: ignore[arg-type]
-        return self._loader(self.train_set, self._sampler(), drop_last=length >= self.batch_size)
+        trainer = self.trainer
+        world, rank, parts = (
+            (trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches) if trainer else (1, 0, 1)
+        )
+        sampler = EpochSampler(
+            self.train_set,
+            num_replicas=world,
+            rank=rank,
+            seed=derive_seed(self.seed) % 2**31,
+            images_per_step=self.batch_size * parts,
+        )
+        return ResumableLoader(self.train_set, sampler, self._start_epoch, drop_last=False, **self._loading)
 
     def _stream_loader(self) -> DataLoader[Any]:
         """Batches with the positions of their readers, which :meth:`on_before_batch_transfer` takes off."""
@@ -301,34 +311,22 @@ class ImageData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Batches in order."""
-        return self._loader(self.validation_set, None, drop_last=False)
+        return DataLoader(self.validation_set, **self._loading)
 
-    def _sampler(self) -> Sampler[int]:
-        """An order that depends on seed and epoch only, so that a resumed training sees the images as an uninterrupted one does."""
-        trainer = self.trainer
-        return DistributedSampler(
-            self.train_set,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            seed=derive_seed(self.seed) % 2**31,
-        )
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """What the loaders of images at hand have in common."""
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
-    def _loader(self, data: Dataset[Tensor], sampler: Sampler[int] | None, *, drop_last: bool) -> DataLoader[Tensor]:
-        return _EpochLoader(
-            data,
-            self._start_epoch,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _start_epoch(self) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         """Random crops of the epoch that begins; validation's images have none."""
         if isinstance(self._train_images, Images):
-            self._train_images.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+            self._train_images.set_epoch(epoch)
 
     def _images(self, rows: Rows, crop: Crop, split: str) -> Images | CachedImages:
         if isinstance(rows, Files):
@@ -394,18 +392,6 @@ class ImageData(L.LightningDataModule):
         if with_suffix(names, NIFTI_SUFFIXES):
             readers.append(Nifti(self.axis))
         return readers
-
-
-class _EpochLoader(DataLoader[Tensor]):
-    """A loader that says when an epoch begins, before any image is asked for."""
-
-    def __init__(self, dataset: Dataset[Tensor], start_epoch: Callable[[], None], **kwargs: Any) -> None:
-        super().__init__(dataset, **kwargs)
-        self.start_epoch = start_epoch
-
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-        self.start_epoch()
-        return super().__iter__()
 
 
 def may_stream(source: str) -> bool:
