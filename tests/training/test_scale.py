@@ -1,8 +1,10 @@
 """What makes a training faster or larger does not change what it learns."""
 
+import csv
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from dpnp_shared.prior import Prior
-from dpnp_training.acceleration import check_compile, use_fused
+from dpnp_training.acceleration import check_compile, use_channels_last
 from dpnp_training.cli import main
 from dpnp_training.export import prior_from_checkpoint
+from dpnp_training.sharding import FullySharded, check_strategy, shard
 
 ROOT = Path(__file__).parents[2]
 SCALE = ROOT / "configs" / "training" / "scale"
@@ -24,6 +28,7 @@ CONFIG = {
     "trainer": {
         "accelerator": "cpu",
         "devices": 1,
+        "precision": "32-true",
         "max_epochs": 1,
         "log_every_n_steps": 1,
         "gradient_clip_val": 1.0,
@@ -77,7 +82,7 @@ class Curve(Callback):
 
     def on_train_end(self, trainer, pl_module):
         shards = sum(getattr(p, "_local_tensor", p).numel() for p in pl_module.parameters())
-        numbers = [self.losses, float(trainer.callback_metrics["val/loss"]), shards]
+        numbers = [self.losses, float(trainer.callback_metrics.get("val/loss", "nan")), shards]
         with open(f"{trainer.default_root_dir}.{trainer.global_rank}.json", "w") as file:
             json.dump(numbers, file)
 
@@ -89,16 +94,31 @@ class Sampler:
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own warnings are not ours to judge
 
 
-@pytest.fixture(autouse=True)
-def _data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+def write_files() -> None:
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8))
     Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
-    watched = {"trainer": {"callbacks": CONFIG["trainer"]["callbacks"] + WATCH, "logger": True}}
-    watched["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
+    watched = {"trainer": {"callbacks": CONFIG["trainer"]["callbacks"] + WATCH, "logger": logger}}
     Path("watch.yaml").write_text(yaml.safe_dump(watched))
     Path("probe.py").write_text(PROBE)
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_files()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Losses and checkpoint of the training without any option."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        write_files()
+        return fit("plain")
 
 
 def fit(root: str, *options: str) -> tuple[np.ndarray, dict]:
@@ -170,6 +190,9 @@ def test_two_slurm_nodes_share_a_network_by_shards_and_one_process_takes_it_over
     for folder in ("samples", "denoising", "memorisation", "reconstruction"):
         assert Path(f"handed/{folder}/step_00000014.png").is_file()
     rows = [watched(version) for version in (0, 1)]
+    for row in rows:
+        del row["train/loss"]  # that of the first process alone
+        del row["quality/kid"], row["quality/kid_train"]  # subsets of four samples, which depend on their order
     assert rows[0].keys() == rows[1].keys()
     assert {
         "gradient_norm",
@@ -178,8 +201,8 @@ def test_two_slurm_nodes_share_a_network_by_shards_and_one_process_takes_it_over
         "memorisation/too_close",
         "reconstruction/rmse",
     } <= rows[0].keys()
-    for name, values in rows[0].items():
-        assert values == pytest.approx(rows[1][name], rel=2e-3, abs=1e-3), name
+    for name, value in rows[0].items():
+        assert value == pytest.approx(rows[1][name], rel=2e-3, abs=1e-3), name
 
     # the prior, and the next epoch on a single process
     x = torch.randn(2, 1, 8, 8)
@@ -191,11 +214,141 @@ def test_two_slurm_nodes_share_a_network_by_shards_and_one_process_takes_it_over
     close(straight, handed)
 
 
-def watched(version: int) -> dict[str, list[float]]:
+def watched(version: int) -> dict[str, float]:
     """Last values of a run's figures."""
-    import csv
-
     figures: dict[str, float] = {}
-    for row in csv.DictReader(Path(f"lightning_logs/version_{version}/metrics.csv").open()):
+    lines = Path(f"lightning_logs/version_{version}/metrics.csv").read_text().splitlines()
+    for row in csv.DictReader(lines):
         figures |= {key: float(value) for key, value in row.items() if value and key not in ("step", "epoch")}
     return figures
+
+
+def test_compiled_training_is_the_eager_one_and_leaves_no_trace_in_its_files(plain):
+    # with the backend that calls the traced graph as it is; the default one needs a minute here
+    losses, checkpoint = fit("run", "--model.compile=eager")
+    np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
+    close(plain[1], checkpoint)
+    assert checkpoint["prior"] == plain[1]["prior"] | {"card": checkpoint["prior"]["card"]}
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["calls_captured"] > 50  # it was compiled
+    assert not counters["graph_break"]
+    resumed = fit("run", "--trainer.max_epochs=2")[1]  # the user may switch it off on the way
+    assert resumed["global_step"] == 14
+    prior_from_checkpoint("run/checkpoints/last.ckpt")
+
+
+def test_channels_last_is_the_same_training_and_stays_when_resumed(plain):
+    losses, checkpoint = fit("run", "--model.channels_last=true")
+    np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
+    close(plain[1], checkpoint)
+
+    def innermost(state):
+        return {
+            prefix: state[f"{prefix}.down.0.conv_out.weight"].is_contiguous(memory_format=torch.channels_last)
+            for prefix in ("network", "ema.ema_model")
+        }
+
+    assert all(innermost(checkpoint["state_dict"]).values())
+    assert not any(innermost(plain[1]["state_dict"]).values())
+    straight = fit("straight", "--model.channels_last=true", "--trainer.max_epochs=2")[1]
+    equal(straight, fit("run", "--model.channels_last=true", "--trainer.max_epochs=2")[1])
+    prior_from_checkpoint("run/checkpoints/last.ckpt").save_pretrained("prior")
+    assert Prior.from_pretrained("prior")(torch.randn(2, 1, 8, 8), 1.0).isfinite().all()
+
+
+def test_fused_optimiser_takes_the_same_steps(plain):
+    losses, checkpoint = fit("run", "--model.fused=true")
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] is True
+    assert not plain[1]["optimizer_states"][0]["param_groups"][0]["fused"]  # auto, on a CPU
+    np.testing.assert_allclose(losses, plain[0], rtol=1e-4)
+    close(plain[1], checkpoint)
+
+
+def test_all_options_together_in_mixed_precision(plain):
+    options = [
+        "--trainer.precision=bf16-mixed", "--trainer.accumulate_grad_batches=2", "--data.batch_size=4",
+        "--model.channels_last=true", "--model.fused=true", "--model.network.checkpoint_activations=true",
+    ]  # fmt: skip
+    losses, checkpoint = fit("run", *options)
+    # parts of a batch; Lightning has divided their losses already
+    np.testing.assert_allclose(losses.reshape(-1, 2).sum(1), plain[0], rtol=0.05)
+    close(plain[1], checkpoint, rtol=0.1, atol=0.02)
+    assert all(value.dtype in (torch.float32, torch.int64, torch.bool) for value in checkpoint["state_dict"].values())
+
+
+def test_float16_scales_its_losses(plain):
+    # Lightning itself turns trainer.precision = 16-mixed into bf16-mixed on a CPU, and warns
+    plugin = "lightning.pytorch.plugins.MixedPrecision"
+    options = [f"--trainer.plugins={plugin}", "--trainer.plugins.precision=16-mixed", "--trainer.plugins.device=cpu"]
+    losses, checkpoint = fit("run", "--trainer.precision=null", *options)
+    assert checkpoint["MixedPrecision"]["scale"] > 1
+    np.testing.assert_allclose(losses, plain[0], rtol=0.02)
+    close(plain[1], checkpoint, rtol=0.1, atol=0.02)
+    fused, other = fit("fused", "--trainer.precision=null", *options, "--model.fused=true")
+    np.testing.assert_allclose(fused, losses, rtol=1e-3)
+    close(checkpoint, other)
+
+
+def test_deterministic_runs_are_equal_bit_by_bit():
+    overlay = f"--config={SCALE / 'deterministic.yaml'}"
+    try:
+        runs = [fit(root, overlay, "--model.network.dropout=0.1") for root in ("one", "two")]
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert np.array_equal(runs[0][0], runs[1][0])
+    equal(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("overlay", sorted(SCALE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_overlay_takes_a_step_on_one_cpu(overlay, monkeypatch):
+    for key, value in slurm(0, 0).items() if overlay.stem == "slurm" else ():
+        monkeypatch.setenv(key, {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}.get(key, value))
+    try:
+        _, checkpoint = fit(
+            "run", "--config", str(overlay), "--trainer.max_steps=1", "--trainer.devices=1",
+            *(["--model.compile=false"] if overlay.stem == "fast" else []),  # which is tested above, without a minute's wait
+        )  # fmt: skip
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert checkpoint["global_step"] == 1
+    prior_from_checkpoint("run/checkpoints/last.ckpt")
+
+
+def test_slurm_script_gives_its_arguments_to_training_and_requeues(monkeypatch):
+    """With stand-ins for srun and scontrol: a signal on the way requeues the job and the script waits for the end of training."""
+    Path("srun").write_text('#!/bin/bash\necho "srun $*"\nsleep 0.6\nexit 3\n')
+    Path("scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for file in ("srun", "scontrol"):
+        Path(file).chmod(0o755)
+    environment = {
+        "PATH": os.pathsep.join([str(Path.cwd()), os.environ["PATH"]]), "SLURM_JOB_ID": "17", "SLURM_NNODES": "2",
+        "SLURM_NTASKS_PER_NODE": "8",
+    }  # fmt: skip
+    script = subprocess.Popen(
+        ["bash", str(SCALE / "slurm.sh"), "--config", "a b.yaml"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    first = script.stdout.readline()
+    script.send_signal(signal.SIGUSR1)
+    rest, _ = script.communicate(timeout=20)
+    assert "training/train.py fit --config a b.yaml --config configs/training/scale/slurm.yaml" in first
+    assert first.endswith("--trainer.num_nodes=2 --trainer.devices=8\n")
+    assert "scontrol requeue 17" in rest
+    assert script.returncode == 3  # that of training
+
+
+def test_errors_name_what_is_wrong():
+    with pytest.raises(ValueError, match=r"compile = 'fastest'; allowed are true, false, a mode \(default.*inductor"):
+        check_compile("fastest")
+    with pytest.raises(ValueError, match=r"FSDPStrategy cannot keep .* --trainer\.strategy=fsdp2"):
+        check_strategy(FSDPStrategy())
+    with pytest.raises(ValueError, match="ModelParallelStrategy cannot keep"):
+        check_strategy(ModelParallelStrategy())
+    check_strategy(FullySharded())
+    network = torch.nn.Conv2d(2, 2, 3)
+    use_channels_last(network)
+    with pytest.raises(ValueError, match=r"channels_last = true does not go with trainer\.strategy = fsdp2"):
+        shard(network, None)

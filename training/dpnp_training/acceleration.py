@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor, nn
 
@@ -65,26 +64,25 @@ def _channels_last_input(network: nn.Module, arguments: tuple[Any, ...]) -> tupl
     return (x.contiguous(memory_format=torch.channels_last), *others) if isinstance(x, Tensor) else arguments
 
 
-def use_fused(fused: bool | Literal["auto"], trainer: L.Trainer) -> bool:
-    """Whether the optimiser shall take its step in one kernel.
-
-    ``auto`` does so on CUDA devices, except where float16's loss scaling meets gradient clipping: a fused optimiser divides by the
-    scale itself, too late for the clipping.
+def make_adamw(
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    fused: bool | Literal["auto"],
+    device: torch.device,
+) -> torch.optim.AdamW:
+    """AdamW, fused or not.
 
     Args:
-        fused: what the user wants.
-        trainer: whose device, precision and clipping.
-
-    Raises:
-        ValueError: a fused step is wanted with float16 and gradient clipping.
+        parameters: to be trained.
+        learning_rate: the first.
+        weight_decay: its coefficient.
+        fused: whether a step is one kernel; ``auto`` does so on CUDA devices.
+        device: that of the parameters.
     """
-    clipped_float16 = trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
-    if fused == "auto":
-        return trainer.strategy.root_device.type == "cuda" and not clipped_float16
-    if fused and clipped_float16:
-        raise ValueError(
-            "model.fused = true does not go with trainer.precision = 16-mixed and trainer.gradient_clip_val = "
-            f"{trainer.gradient_clip_val}: the fused optimiser undoes the loss scaling after the clipping. Take bf16-mixed, "
-            "fused = auto, or no clipping"
-        )
-    return bool(fused)
+    one_kernel = device.type == "cuda" if fused == "auto" else fused
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=one_kernel)
+    # a fused optimiser offers to undo float16's loss scaling itself, amid its step; that would be too late for the clipping
+    optimizer._step_supports_amp_scaling = False
+    return optimizer

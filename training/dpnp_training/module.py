@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
-from dpnp_training.acceleration import check_compile, compile_network, use_channels_last, use_fused
+from dpnp_training.acceleration import check_compile, compile_network, make_adamw, use_channels_last
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
 from dpnp_training.ema import EMASettings, make_ema
@@ -159,11 +159,12 @@ class ScoreMatching(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up, then the chosen decay, per optimiser step."""
-        optimizer = torch.optim.AdamW(
+        optimizer = make_adamw(
             self.network.parameters(),
-            lr=self.learning_rate,
+            learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
-            fused=use_fused(self.fused, self.trainer),
+            fused=self.fused,
+            device=self.device,
         )
         total = self.trainer.estimated_stepping_batches
 
