@@ -6,12 +6,14 @@ from pathlib import Path
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 
 from dpnp_training.module import ScoreMatching
+from dpnp_training.sharding import FullySharded
 
 
 class ExportPrior(Callback):
-    """Writes the portable prior when training ends, interrupted training included.
+    """Writes the portable prior when training ends, interrupted training included (unless it is sharded).
 
     Args:
         directory: the prior's folder, ``prior`` below the trainer's root folder by default.
@@ -27,7 +29,13 @@ class ExportPrior(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Export what an interrupted training has reached."""
-        if isinstance(exception, KeyboardInterrupt):
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        if isinstance(
+            trainer.strategy, FullySharded
+        ):  # processes that were interrupted cannot put their shards together
+            rank_zero_info("no prior was written; `dpnp-prior export` makes one of the last checkpoint")
+        else:
             self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
