@@ -343,12 +343,12 @@ def test_slurm_script_gives_its_arguments_to_training_and_requeues(monkeypatch):
 def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"compile = 'fastest'; allowed are true, false, a mode \(default.*inductor"):
         check_compile("fastest")
-    with pytest.raises(ValueError, match=r"FSDPStrategy cannot keep .* --trainer\.strategy=fsdp2"):
+    with pytest.raises(ValueError, match=r"FSDPStrategy cannot keep .* --trainer\.strategy=sharded"):
         check_strategy(FSDPStrategy())
     with pytest.raises(ValueError, match="ModelParallelStrategy cannot keep"):
         check_strategy(ModelParallelStrategy())
     check_strategy(FullySharded())
     network = torch.nn.Conv2d(2, 2, 3)
     use_channels_last(network)
-    with pytest.raises(ValueError, match=r"channels_last = true does not go with trainer\.strategy = fsdp2"):
+    with pytest.raises(ValueError, match=r"channels_last = true does not go with trainer\.strategy = sharded"):
         shard(network, None)

@@ -20,13 +20,13 @@ except ImportError:  # where they were before torch 2.6
     from torch.distributed._composable.fsdp import FSDPModule, fully_shard  # type: ignore[attr-defined]
     from torch.distributed._tensor import DTensor  # type: ignore[attr-defined]
 
-NAME = "fsdp2"
+NAME = "sharded"
 
 
 class FullySharded(ModelParallelStrategy):
     """Data parallelism over all processes of all nodes with everything sharded (PyTorch's FSDP2, Rajbhandari et al. 2020, stage 3).
 
-    ``--trainer.strategy fsdp2``. Checkpoints are one file with whole tensors, as those of any other strategy: a training may go on
+    ``--trainer.strategy sharded``. Checkpoints are one file with whole tensors, as those of any other strategy: a training may go on
     under another one.
 
     Args:
