@@ -7,11 +7,13 @@ from pathlib import Path
 import lightning as L  # noqa: N812 - Lightning's own convention
 from lightning.pytorch.callbacks import Callback
 
+from dpnp_shared.prior import SAMPLES
+from dpnp_training.callbacks.pictures import newest_picture
 from dpnp_training.module import ScoreMatching
 
 
 class ExportPrior(Callback):
-    """Writes the portable prior when training ends, interrupted training included.
+    """Writes the portable prior when training ends, interrupted training included, with the newest picture of samples.
 
     Args:
         directory: the prior's folder, ``prior`` below the trainer's root folder by default.
@@ -35,5 +37,8 @@ class ExportPrior(Callback):
             prior = pl_module.to_prior()
             if self.name is not None:
                 prior.card.name = self.name
-            folder = prior.save_pretrained(self.directory or Path(trainer.default_root_dir) / "prior")
+            root = Path(trainer.default_root_dir)
+            picture = newest_picture(root, "samples")
+            files = {} if picture is None else {SAMPLES: picture}
+            folder = prior.save_pretrained(self.directory or root / "prior", files=files)
             print(f"prior written to {folder}")
