@@ -136,16 +136,23 @@ def kill_once(folder: Path, step: int, delay: float, rank: int) -> tuple[int, fl
     reached = max(row["step"] for row in rows(folder, "killed")[before:])
     os.kill(mine[0]["pid"], signal.SIGKILL)
     begun = time.monotonic()
-    alone = True
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        alone = False
-    seconds = time.monotonic() - begun
+    while any_left(process) and time.monotonic() - begun < PATIENCE:
+        time.sleep(0.05)
+    seconds, alone = time.monotonic() - begun, not any_left(process)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # loader processes, if any are left
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return reached, seconds, alone
+
+
+def any_left(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process of the training is running still, loader processes included."""
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -1,5 +1,7 @@
 """Decoded images kept on disk: equal to what is decoded each time, made once, whole or not at all."""
 
+import os
+
 import datasets
 import numpy as np
 import pytest
@@ -106,3 +108,15 @@ def test_interrupted_or_without_space_leaves_nothing(folder, tmp_path, monkeypat
     assert list((tmp_path / "kept" / "images").iterdir()) == []
     with pytest.raises(ValueError, match="crop = 'random'"):
         ImageData(str(folder), crop="random", **options)
+
+
+def test_what_a_killed_process_left_is_cleared_away(folder, tmp_path):
+    options = {"size": (5, 4), "cache_images": True, "cache_dir": str(tmp_path / "kept")}
+    path = open_data(folder, **options)._train_images.path
+    abandoned, at_work = path.with_name(f"{path.name}.1.part"), path.with_name(f"{path.name}.2.part")
+    for part in (abandoned, at_work):
+        part.write_bytes(b"half an array")
+    os.utime(abandoned, (0, 0))
+    path.unlink()
+    open_data(folder, **options)
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, at_work.name]

@@ -71,6 +71,7 @@ def test_fit_learns_logs_and_exports(capsys):
     assert checkpoint["images_seen"] == 1120
     assert "prior written to run/prior" in capsys.readouterr().out
     assert Path("run/samples/step_00000140.png").stat().st_size > 100
+    assert Path("run/prior/samples.png").read_bytes() == Path("run/samples/step_00000140.png").read_bytes()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator("run/lightning_logs/version_0").Reload()

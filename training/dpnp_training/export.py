@@ -15,7 +15,7 @@ from torchvision.utils import save_image
 from dpnp_shared.preconditioning import Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, PriorError, build
 from dpnp_shared.solvers import sample_unconditional
-from dpnp_training.callbacks import image_grid
+from dpnp_training.callbacks import image_grid, newest_picture
 from dpnp_training.verify import precision_loss
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -62,8 +62,7 @@ def prior_from_checkpoint(file: str | Path, *, trusted_modules: Sequence[str] = 
 
 def samples_of_run(checkpoint: str | Path) -> bytes | None:
     """The newest picture of samples (PNG) of the run that wrote a checkpoint, ``samples/`` beside ``checkpoints/``, if there is one."""
-    pictures = sorted((Path(checkpoint).resolve().parents[1] / "samples").glob("step_*.png"))
-    return pictures[-1].read_bytes() if pictures else None
+    return newest_picture(Path(checkpoint).resolve().parents[1], "samples")
 
 
 def draw_samples(prior: Prior, images: int, *, calls: int = 30, seed: int = 0) -> bytes:

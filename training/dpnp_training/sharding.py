@@ -97,10 +97,9 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """Members of the outermost module lists."""
-    found: list[nn.Module] = []
-    for child in network.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
-    return found
+    if isinstance(network, nn.ModuleList):
+        return [b for member in network for b in (blocks(member) if isinstance(member, nn.ModuleList) else [member])]
+    return [block for child in network.children() for block in blocks(child)]
 
 
 @torch.no_grad()

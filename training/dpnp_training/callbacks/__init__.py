@@ -4,7 +4,7 @@ from dpnp_training.callbacks.denoising_strips import DenoisingStrips
 from dpnp_training.callbacks.export_prior import ExportPrior
 from dpnp_training.callbacks.gradient_norms import GradientNorms
 from dpnp_training.callbacks.memorisation import Memorisation
-from dpnp_training.callbacks.pictures import image_grid
+from dpnp_training.callbacks.pictures import image_grid, newest_picture
 from dpnp_training.callbacks.reconstruction import Reconstruction
 from dpnp_training.callbacks.sample_grid import SampleGrid
 from dpnp_training.callbacks.sample_quality import SampleQuality
@@ -22,4 +22,5 @@ __all__ = [
     "SampleQuality",
     "Throughput",
     "image_grid",
+    "newest_picture",
 ]

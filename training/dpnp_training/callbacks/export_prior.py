@@ -8,12 +8,18 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from dpnp_shared.prior import SAMPLES
+from dpnp_training.callbacks.pictures import newest_picture
 from dpnp_training.module import ScoreMatching
 from dpnp_training.sharding import FullySharded
 
 
 class ExportPrior(Callback):
+<<<<<<< HEAD
     """Writes the portable prior when training ends, interrupted training included (unless it is sharded).
+=======
+    """Writes the portable prior when training ends, interrupted training included, with the newest picture of samples.
+>>>>>>> main
 
     Args:
         directory: the prior's folder, ``prior`` below the trainer's root folder by default.
@@ -45,5 +51,8 @@ class ExportPrior(Callback):
         if trainer.is_global_zero:
             if self.name is not None:
                 prior.card.name = self.name
-            folder = prior.save_pretrained(self.directory or Path(trainer.default_root_dir) / "prior")
+            root = Path(trainer.default_root_dir)
+            picture = newest_picture(root, "samples")
+            files = {} if picture is None else {SAMPLES: picture}
+            folder = prior.save_pretrained(self.directory or root / "prior", files=files)
             print(f"prior written to {folder}")

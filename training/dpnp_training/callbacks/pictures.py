@@ -60,6 +60,12 @@ def publish_picture(trainer: L.Trainer, name: str, picture: Tensor) -> None:
             log_image(key=name, images=[to_pil_image(picture)], step=step)
 
 
+def newest_picture(root: Path, name: str) -> bytes | None:
+    """The PNG of the latest step that :func:`publish_picture` wrote below a run's root folder, if there is one."""
+    pictures = sorted((root / name).glob("step_*.png"))
+    return pictures[-1].read_bytes() if pictures else None
+
+
 def publish_figures(trainer: L.Trainer, figures: Mapping[str, float]) -> None:
     """Hand figures to every logger, at the trainer's step."""
     for logger in trainer.loggers:

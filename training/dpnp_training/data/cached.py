@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from dpnp_training.data.images import INTEGER_RANGES, Images
 
 log = logging.getLogger(__name__)
 CACHE_VERSION = 1
+ABANDONED = 3600.0  # seconds without a sign of life
 
 
 class CachedImages(Dataset[Tensor]):
@@ -69,6 +71,9 @@ class CachedImages(Dataset[Tensor]):
                 f"cache_images: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; choose another cache_dir"
             )
         _say(f"{len(images)} images are decoded once into {self.path} ({needed / 1e6:.0f} MB)")
+        for left in folder.glob(f"{self.path.name}.*.part"):  # of a process that was killed
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink(missing_ok=True)
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             array = np.lib.format.open_memmap(part, mode="w+", dtype=self.dtype, shape=shape)
@@ -77,6 +82,7 @@ class CachedImages(Dataset[Tensor]):
                 values = ((x + 1) * 32767.5).round() if self.dtype == np.uint16 else x
                 array[start : start + len(x)] = values.numpy()
                 start += len(x)
+                os.utime(part)  # at work still
             array.flush()
             del array
             os.replace(part, self.path)
