@@ -15,11 +15,9 @@ from dpnp_training.sharding import FullySharded
 
 
 class ExportPrior(Callback):
-<<<<<<< HEAD
-    """Writes the portable prior when training ends, interrupted training included (unless it is sharded).
-=======
     """Writes the portable prior when training ends, interrupted training included, with the newest picture of samples.
->>>>>>> main
+
+    An interrupted sharded training leaves none: its processes can no longer put their shards together.
 
     Args:
         directory: the prior's folder, ``prior`` below the trainer's root folder by default.
@@ -37,9 +35,7 @@ class ExportPrior(Callback):
         """Export what an interrupted training has reached."""
         if not isinstance(exception, KeyboardInterrupt):
             return
-        if isinstance(
-            trainer.strategy, FullySharded
-        ):  # processes that were interrupted cannot put their shards together
+        if isinstance(trainer.strategy, FullySharded):
             rank_zero_info("no prior was written; `dpnp-prior export` makes one of the last checkpoint")
         else:
             self._export(trainer, pl_module)
