@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -53,7 +54,7 @@ def compile_network(network: nn.Module, how: bool | str, parts: Sequence[nn.Modu
 def use_channels_last(network: nn.Module) -> None:
     """Keep a network's weights, its input and so its activations with the channels innermost (``torch.channels_last``), in place.
 
-    Copies of the network do the same. Loading weights of either format leaves this one.
+    Copies of the network do the same. Loading weights of either format leaves this one; for an optimiser see :func:`align`.
     """
     network.to(memory_format=torch.channels_last)
     network.register_forward_pre_hook(_channels_last_input)
@@ -62,6 +63,19 @@ def use_channels_last(network: nn.Module) -> None:
 def _channels_last_input(network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *others = arguments
     return (x.contiguous(memory_format=torch.channels_last), *others) if isinstance(x, Tensor) else arguments
+
+
+def contiguous(x: Any) -> Any:
+    """Tensors, or collections of them, as they are written to a checkpoint, whatever their memory format was."""
+    return apply_to_collection(x, Tensor, Tensor.contiguous)
+
+
+def align(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser's loaded state the memory format of its parameters: fused kernels go through both in the order of the memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def make_adamw(

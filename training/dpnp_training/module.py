@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
-from dpnp_training.acceleration import check_compile, compile_network, make_adamw, use_channels_last
+from dpnp_training.acceleration import align, check_compile, compile_network, contiguous, make_adamw, use_channels_last
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
 from dpnp_training.ema import EMASettings, make_ema
@@ -130,6 +130,12 @@ class ScoreMatching(L.LightningModule):
         """
         world = self.trainer.world_size
         return Share(count, count * world * parts, part * count * world + self.global_rank, world)
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Bring what was loaded from a checkpoint into the memory format of this training."""
+        for optimizer in self.trainer.optimizers:
+            align(optimizer)
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Make dropout, too, a function of seed, rank, epoch and batch, so that an interruption does not change it."""
@@ -256,6 +262,9 @@ class ScoreMatching(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an export needs, as plain values: no class is named that loading would have to import."""
+        checkpoint.update(
+            {key: contiguous(checkpoint[key]) for key in ("state_dict", "optimizer_states") if key in checkpoint}
+        )
         checkpoint.update(images_seen=self.images_seen, metrics=self.metrics, validation=self.validation)
         if self.configuration is not None:
             checkpoint["configuration"] = self.configuration
