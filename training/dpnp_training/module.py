@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L  # noqa: N812 - Lightning's own convention
@@ -17,8 +18,10 @@ from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
-from dpnp_training.ema import EMASettings, make_ema
+from dpnp_training.ema import EMASettings, make_ema, make_profiles, restore, saved
 from dpnp_training.losses import DenoisingScoreMatching, squared_error
+from dpnp_training.post_hoc import FOLDER
+from dpnp_training.scaling import Rule, check_rule, scaled_learning_rate
 from dpnp_training.verify import record_of
 
 
@@ -36,6 +39,9 @@ class ScoreMatching(L.LightningModule):
         decay: learning rate after the warm-up: ``cosine`` to 0 at the last step, or ``constant``.
         noise_bands: edges of the bands of σ in which the validation loss is reported.
         seed: of the training noise; noise of a step depends on nothing but seed, step and rank.
+        scale_learning_rate: how ``learning_rate`` grows with the global batch (images of one optimiser step): in proportion, with its
+            square root, or not at all.
+        reference_batch: global batch for which ``learning_rate`` is meant.
 
     Raises:
         ValueError: an argument out of range.
@@ -53,6 +59,8 @@ class ScoreMatching(L.LightningModule):
         decay: Literal["cosine", "constant"] = "cosine",
         noise_bands: Sequence[float] = (0.02, 0.07, 0.2, 0.6, 2.0, 6.0, 20.0),
         seed: int = 0,
+        scale_learning_rate: Rule = "none",
+        reference_batch: int | None = None,
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or weight_decay < 0 or warmup_steps < 0:
@@ -62,14 +70,17 @@ class ScoreMatching(L.LightningModule):
             )
         if len(noise_bands) < 2 or any(not 0 < a < b for a, b in itertools.pairwise(noise_bands)):
             raise ValueError(f"noise_bands = {list(noise_bands)}; needed are at least two increasing positive levels")
+        check_rule(scale_learning_rate, reference_batch)
         self.network = network
         self.preconditioning = preconditioning if preconditioning is not None else EDM()
         self.loss = loss if loss is not None else DenoisingScoreMatching()
         self.ema = make_ema(network, ema if ema is not None else EMASettings())
+        self.profiles = make_profiles(network, ema if ema is not None else EMASettings())
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay = warmup_steps, decay
         self.bands = list(itertools.pairwise(noise_bands))
         self.seed = seed
+        self.scale_learning_rate, self.reference_batch = scale_learning_rate, reference_batch
         self.images_seen = 0
         self.data: DataDescription | None = None
         self.metrics: dict[str, float] = {}
@@ -107,9 +118,13 @@ class ScoreMatching(L.LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One optimiser step, then one of the moving average."""
+        """One optimiser step, then one of the moving averages."""
         super().optimizer_step(*args, **kwargs)
+        self.ema.images_seen = self.images_seen
         self.ema.update()
+        if self.profiles is not None:
+            folder = Path(self.trainer.default_root_dir) / FOLDER
+            self.profiles.update(self.images_seen, folder, write=self.trainer.is_global_zero)
 
     def on_train_epoch_start(self) -> None:
         """Lightning puts the whole module into training mode; the average stays in evaluation mode."""
@@ -117,7 +132,8 @@ class ScoreMatching(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up, then the chosen decay, per optimiser step."""
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        rate = scaled_learning_rate(self.learning_rate, self.scale_learning_rate, self.reference_batch, self.trainer)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate, weight_decay=self.weight_decay)
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
@@ -207,6 +223,7 @@ class ScoreMatching(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an export needs, as plain values: no class is named that loading would have to import."""
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["ema"] = saved(self.ema, self.profiles, self.loss)
         if self.data is not None:
             checkpoint["prior"] = {
                 "network": describe(self.network),
@@ -217,3 +234,4 @@ class ScoreMatching(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting images."""
         self.images_seen = checkpoint.get("images_seen", 0)
+        restore(checkpoint.get("ema", {}), self.ema, self.profiles)
