@@ -67,10 +67,11 @@ def write_snapshot(
         for i, state in enumerate(states)
         for name, value in state.items()
     }
+    about = json.dumps({"profiles": list(widths), "images": images})
     part = file.with_name(f"{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={"profiles": json.dumps(list(widths)), "images": str(images)})
+        save_file(tensors, part, metadata={"averages": about})  # one entry: the order of several is random
         part.chmod(0o644)  # safetensors makes files that only their owner can read
         _to_disk(part)
         digest = sha256(part)
@@ -112,7 +113,7 @@ def coefficients(
         raise ValueError(f"σ_rel = {sigma_rel}; it must be in (0, {WIDEST:.3f})")
     t = torch.tensor(images, dtype=torch.float64)
     gamma = torch.tensor([sigma_rel_to_gamma(width) for width in widths], dtype=torch.float64)
-    t_r, gamma_r = torch.tensor([at]).double(), torch.tensor([sigma_rel_to_gamma(sigma_rel)]).double()
+    t_r, gamma_r = torch.tensor([[at], [sigma_rel_to_gamma(sigma_rel)]], dtype=torch.float64)
     x = solve_weights(t, gamma, t_r, gamma_r).flatten()
     x = x / x.sum()  # as the authors' code does: weights that never changed are not changed by averaging either
     gram = p_dot_p(t[:, None], gamma[:, None], t, gamma)
