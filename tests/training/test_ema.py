@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import lightning as L  # noqa: N812 - Lightning's own convention
@@ -19,7 +20,7 @@ from dpnp_training.ema_choice import choose
 from dpnp_training.export import prior_from_checkpoint
 from dpnp_training.losses import DenoisingScoreMatching
 from dpnp_training.post_hoc import Averages, Snapshot, coefficients, snapshot_file, write_snapshot
-from dpnp_training.prior_cli import main
+from dpnp_training.prior_cli import export, main
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own warnings are not ours to judge
 
@@ -328,9 +329,8 @@ def load(file):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("half_life", [None, 20.0])
-def test_resumed_training_keeps_all_averages_bit_for_bit(half_life):
-    ema = EMASettings(half_life_images=half_life, profiles=[0.05, 0.1], snapshot_every_n_steps=5)
+def test_resumed_training_keeps_all_averages_bit_for_bit():
+    ema = EMASettings(half_life_images=20.0, profiles=[0.05, 0.1], snapshot_every_n_steps=5)
     straight = load(train("straight", ema, epochs=2)[0])
     first, *_ = train("resumed", ema, epochs=1)
     resumed = load(train("resumed", ema, epochs=2, resume=first)[0])
@@ -375,20 +375,37 @@ def test_learning_rate_follows_the_global_batch(rule, factor, capfd, caplog):
 # --- export ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_export_of_a_width_and_of_the_best(channels, capsys):
-    file, trainer, module = train(
-        "run", EMASettings(beta=0.99, profiles=[0.05, 0.1], snapshot_every_n_steps=2), steps=24, channels=channels
-    )
-    (at_end,) = trainer.validate(module, trainer.datamodule, verbose=False)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A training with profiles: its folder, the averages at its end, and the validation loss of the main one."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ema = EMASettings(beta=0.99, profiles=[0.05, 0.1], snapshot_every_n_steps=1)
+        _, trainer, module = train("run", ema, steps=12)
+        (figures,) = trainer.validate(module, trainer.datamodule, verbose=False)
+    return folder, module, figures["val/loss"]
 
-    main(["export", file, "main", "--samples", "0"])
+
+FILE = "run/checkpoints/last.ckpt"
+
+
+@pytest.fixture
+def run(trained):
+    """A copy of it."""
+    shutil.copytree(trained[0], ".", dirs_exist_ok=True)
+    return trained[1:]
+
+
+def test_export_of_the_main_average_and_of_a_width(run):
+    module, loss = run
+    export(FILE, "main", samples=0)
     average = Prior.from_pretrained("main")
     for name, value in average.network.state_dict().items():
         assert torch.equal(value, module.ema.ema_model.state_dict()[name])
-    assert average.card.metrics["val/loss"] == pytest.approx(at_end["val/loss"], rel=1e-5)
+    assert average.card.metrics["val/loss"] == pytest.approx(loss, rel=1e-5)
 
-    main(["export", file, "narrow", "--samples", "0", "--ema", "0.05"])
+    main(["export", FILE, "narrow", "--samples", "0", "--ema", "0.05"])
     narrow = Prior.from_pretrained("narrow")
     for name, value in narrow.network.state_dict().items():
         torch.testing.assert_close(value, module.profiles.averages[0].ema_model.state_dict()[name])
@@ -396,66 +413,82 @@ def test_export_of_a_width_and_of_the_best(channels, capsys):
     assert narrow.card.validation == {}
     assert narrow.card.training["moving average"].startswith("power function, σ_rel = 0.05, from 24 averages")
 
-    capsys.readouterr()
-    main(["export", file, "best", "--samples", "0", "--ema", "best"])
+
+def test_the_best_average_is_exported(run, capsys):
+    _, loss = run
+    main(["export", FILE, "best", "--samples", "0", "--ema", "best"])
     out = capsys.readouterr().out
     best = Prior.from_pretrained("best")
     losses = best.card.training["validation loss by moving average"]
-    assert losses["main"] == pytest.approx(at_end["val/loss"], rel=1e-5)  # the same noise on the same images
+    assert losses["main"] == pytest.approx(loss, rel=1e-5)  # that of training: the same noise on the same images
     assert {"main", "0.05", "0.07", "0.1", "0.15"} <= losses.keys()
     assert list(losses) == sorted(losses, key=losses.get)
     assert best.card.metrics["val/loss"] == pytest.approx(losses[next(iter(losses))], rel=1e-5)
-    assert "(exported)" in out.splitlines()[out.splitlines().index("  average         loss       above the best") + 1]
-    assert "σ_rel = 0.02: too few snapshots" in out
-    assert "## Measured" in Path("best/README.md").read_text()
+    lines = out.splitlines()
+    assert "(exported)" in lines[lines.index("  average         loss       above the best") + 1]
+    assert "left out: σ_rel = 0.02: too few snapshots" in lines
     # what the card says of the exported weights is measured again to the same figures
     main(["verify", "best", "--data", "x.npy"])
     assert "all of it holds" in capsys.readouterr().out
 
-    # the best average is found, wherever it stands
-    checkpoint = load(file)
-    for name in module.network.state_dict():
-        checkpoint["state_dict"][f"ema.ema_model.{name}"].fill_(0.3)
-    torch.save(checkpoint, "run/checkpoints/worse.ckpt")
-    choice = choose("run/checkpoints/worse.ckpt", widths=[0.1, 0.06])
-    assert choice.candidates[-1].sigma_rel is None
-    difference, error = choice.candidates[-1].above(choice.candidates[0])
-    assert difference > 5 * error > 0
-    assert choice.prior.card.training["moving average"].startswith(
-        f"power function, σ_rel = {choice.candidates[0].name}"
-    )
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_best_is_found_wherever_it_stands(channels):
+    file, *_ = train("run", EMASettings(profiles=[0.05, 0.1]), steps=4, channels=channels)
+    spoiled = {"ema.ema_model.": {0.1, 0.06}, "profiles.averages.0.ema_model.": {None, 0.1}}
+    for prefix, whole in spoiled.items():
+        checkpoint = load(file)
+        for name, value in checkpoint["state_dict"].items():
+            if name.startswith(prefix):
+                value.fill_(0.3)
+        torch.save(checkpoint, "run/checkpoints/spoiled.ckpt")
+        choice = choose("run/checkpoints/spoiled.ckpt", widths=[0.1, 0.06])
+        assert {candidate.sigma_rel for candidate in choice.candidates[:2]} == whole
+        difference, error = choice.candidates[2].above(choice.candidates[0])
+        assert difference > 5 * error > 0
+        expected = choice.candidates[0].sigma_rel
+        said = choice.prior.card.training["moving average"]
+        assert said == "main" if expected is None else said.startswith(f"power function, σ_rel = {expected:g},")
 
 
-def fails(arguments, message):
-    with pytest.raises(SystemExit, match=message):
-        main(arguments)
-
-
-def test_bad_choices_are_refused():
-    bare, *_ = train("bare", None, steps=2)
+def test_bad_choices_are_refused(run):
+    bare, *_ = train("bare", None, steps=1)
     for choice in ("best", "0.07"):
-        fails(["export", bare, "out", "--ema", choice], r"tracked no profiles \(model\.ema\.profiles\)")
-    file, *_ = train("run", EMASettings(profiles=[0.05, 0.1]), steps=2)
-    fails(["export", file, "out", "--ema", "fast"], "ema = 'fast'; it may be main, best, or a relative width")
-    fails(["export", file, "out", "--ema", "0.4"], r"σ_rel = 0\.4; it must be in \(0, 0\.289\)")
-    fails(["export", file, "out", "--ema", "nan"], "σ_rel = nan")
-    fails(["export", file, "out", "--ema", "0.2"], "2 averages at hand")
-    fails(["export", file, "out", "--ema_widths", "[0.05]"], "ema_widths and data are for ema = 'best'; ema = 'main'")
-    fails(["export", file, "out", "--ema", "best"], "does not say how its training was validated")
-    file, *_ = train("run", EMASettings(profiles=[0.05, 0.1]), steps=4)
-    fails(["export", file, "out", "--ema", "best", "--data", "nothing.npy"], "does not exist")
-    fails(["export", file, "out", "--ema", "best", "--ema_widths", "[0.2]"], "2 averages at hand")
+        with pytest.raises(PriorError, match=r"tracked no profiles \(model\.ema\.profiles\)"):
+            export(bare, "out", ema=choice)
+    early, *_ = train("early", EMASettings(profiles=[0.05, 0.1]), steps=1)
+    with pytest.raises(SystemExit, match=r"ema = 'fast'; it may be main, best, or a relative width"):
+        main(["export", FILE, "out", "--ema", "fast"])
     np.save("y.npy", np.zeros((48, 8, 6), dtype=np.uint8))
-    fails(["export", file, "out", "--ema", "best", "--data", "y.npy"], "not the images that the training was validated")
-    assert not Path("out").exists()
+    for file, arguments, error, message in [
+        (FILE, {"ema": "0.4"}, ValueError, r"σ_rel = 0\.4; it must be in \(0, 0\.289\)"),
+        (FILE, {"ema": "nan"}, ValueError, "σ_rel = nan"),
+        (FILE, {"ema": "0.01"}, PriorError, "24 averages at hand"),
+        (FILE, {"ema_widths": [0.05]}, ValueError, "ema_widths and data are for ema = 'best'; ema = 'main'"),
+        (early, {"ema": "best"}, PriorError, "does not say how its training was validated"),
+        (FILE, {"ema": "best", "data": "nothing.npy"}, FileNotFoundError, "does not exist"),
+        (FILE, {"ema": "best", "ema_widths": [0.01]}, PriorError, "24 averages at hand"),
+        (FILE, {"ema": "best", "data": "y.npy"}, PriorError, "not the images that the training was validated"),
+    ]:
+        with pytest.raises(error, match=message):
+            export(file, "out", **arguments)
 
     class Own(DenoisingScoreMatching):
         def weight(self, sigma):
             return sigma
 
-    file, *_ = train("own", EMASettings(profiles=[0.05, 0.1]), steps=4, loss=Own())
-    fails(["export", file, "out", "--ema", "best"], "weights of its own")
-    prior_from_checkpoint(file, sigma_rel=0.07)
+    own, *_ = train("own", EMASettings(profiles=[0.05, 0.1]), steps=1, loss=Own())
+    with pytest.raises(PriorError, match="weights of its own"):
+        export(own, "out", ema="best")
+    prior_from_checkpoint(own, sigma_rel=0.07)
+    assert not Path("out").exists()
+
+
+def test_missing_snapshots_are_said(run, caplog):
+    Path("run/ema", snapshot_file(3)).unlink()
+    export(FILE, "out", samples=0, ema="0.07")
+    assert f"left out: {Path('run/ema').resolve()}/{snapshot_file(3)} is missing" in caplog.text
+    assert "from 22 averages" in Prior.from_pretrained("out").card.training["moving average"]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Choice(NamedTuple):
     candidates: list[Candidate]
     """All that were measured, in rising order of their loss."""
     left_out: list[str]
-    """Snapshots and widths that could not be used, and why."""
+    """Averages that were not measured or have no finite loss, and why."""
 
 
 def choose(
@@ -90,11 +90,11 @@ def choose(
     path = Path(file)
     checkpoint = read_checkpoint(path)
     averages = Averages(checkpoint, path)
-    left_out = list(averages.left_out)
+    left_out: list[str] = []
     if widths is None:
         tried = sorted({*averages.widths, *WIDTHS})
         widths = [width for width in tried if averages.error(width) <= LARGEST_ERROR]
-        left_out += [f"σ_rel = {width:g}: too few snapshots" for width in tried if width not in widths]
+        left_out = [f"σ_rel = {width:g}: too few snapshots" for width in tried if width not in widths]
     prior = main_average(checkpoint, path, trusted_modules)
     loss = _loss(checkpoint, path)
     images, record = _validation(prior, path, data, root, torch.device(device))

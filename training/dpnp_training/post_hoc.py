@@ -133,7 +133,7 @@ class Averages:
     Attributes:
         widths: σ_rel that were tracked.
         images: seen at the checkpoint, the t of what is synthesised.
-        left_out: snapshots that cannot be used, and why.
+        left_out: snapshots that cannot be used, and why; also said in the log.
 
     Raises:
         PriorError: the training tracked no profiles.
@@ -162,6 +162,8 @@ class Averages:
             else:
                 self._files.append(path)
                 times.append(snapshot.images)
+        for reason in self.left_out:
+            log.warning("snapshot left out: %s", reason)
         self._times = [t for t in (*times, self.images) for _ in self.widths]
 
     def __len__(self) -> int:
