@@ -98,7 +98,7 @@ def use_width(prior: Prior, averages: Averages, sigma_rel: float) -> None:
     card.metrics = {name: value for name, value in card.metrics.items() if not name.startswith("val/")}
     card.validation = {}
     card.training["moving average"] = (
-        f"power function, σ_rel = {sigma_rel:g}, from {len(averages)} averages, profile to {averages.error(sigma_rel):.2g}"
+        f"power function, σ_rel = {sigma_rel:g}, from {len(averages)} averages, error of the profile {averages.error(sigma_rel):.1%}"
     )
 
 
