@@ -1,6 +1,7 @@
 """Moving averages: half-life in images, power-function profiles, their synthesis after training, and which one is exported."""
 
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -275,17 +276,20 @@ def test_only_snapshots_of_this_training_are_used():
     assert changed.left_out == [f"{file.resolve()} is not the file that this checkpoint's training wrote"]
 
 
-def test_a_full_disk_does_not_end_the_training(monkeypatch, caplog):
-    def full(*_args, **_options):
+@pytest.mark.parametrize("trouble", ["full disk", "no folder"])
+def test_trouble_with_the_disk_does_not_end_the_training(trouble, monkeypatch, caplog):
+    def full(tensors, file, **_options):
+        file.write_bytes(b"begun")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpnp_training.post_hoc.save_file", full)
-    with caplog.at_level(logging.WARNING):
-        checkpoint, _ = walk(EMASettings(profiles=[0.05], snapshot_every_n_steps=50), steps=60)
-    assert "step_00000050.safetensors of the moving averages could not be written" in caplog.text
-    assert "No space left on device" in caplog.text
+    if trouble == "full disk":
+        monkeypatch.setattr("dpnp_training.post_hoc.save_file", full)
+    else:
+        Path("run").write_text("a file")
+    checkpoint, _ = walk(EMASettings(profiles=[0.05], snapshot_every_n_steps=50), steps=60)
+    assert "step_00000050.safetensors of the moving averages could not be written, training goes on" in caplog.text
     assert checkpoint["ema"]["snapshots"] == []
-    assert list(Path("run/ema").iterdir()) == []
+    assert trouble == "no folder" or list(Path("run/ema").iterdir()) == []
 
 
 def test_other_processes_average_and_do_not_write():
@@ -405,7 +409,10 @@ def test_export_of_the_main_average_and_of_a_width(run):
         assert torch.equal(value, module.ema.ema_model.state_dict()[name])
     assert average.card.metrics["val/loss"] == pytest.approx(loss, rel=1e-5)
 
-    main(["export", FILE, "narrow", "--samples", "0", "--ema", "0.05"])
+    Path("run/samples").mkdir()
+    Path("run/samples/step_00000012.png").write_bytes(b"of the main average")
+    main(["export", FILE, "narrow", "--samples", "1", "--ema", "0.05"])
+    assert Path("narrow/samples.png").read_bytes().startswith(b"\x89PNG")  # not that of the main average
     narrow = Prior.from_pretrained("narrow")
     for name, value in narrow.network.state_dict().items():
         torch.testing.assert_close(value, module.profiles.averages[0].ema_model.state_dict()[name])
@@ -436,19 +443,28 @@ def test_the_best_average_is_exported(run, capsys):
 def test_the_best_is_found_wherever_it_stands(channels):
     file, *_ = train("run", EMASettings(profiles=[0.05, 0.1]), steps=4, channels=channels)
     spoiled = {"ema.ema_model.": {0.1, 0.06}, "profiles.averages.0.ema_model.": {None, 0.1}}
-    for prefix, whole in spoiled.items():
+
+    def choice_among(prefix, value):
         checkpoint = load(file)
-        for name, value in checkpoint["state_dict"].items():
-            if name.startswith(prefix):
-                value.fill_(0.3)
+        for name, weights in checkpoint["state_dict"].items():
+            if name.startswith(prefix) and weights.is_floating_point():
+                weights.fill_(value)
         torch.save(checkpoint, "run/checkpoints/spoiled.ckpt")
-        choice = choose("run/checkpoints/spoiled.ckpt", widths=[0.1, 0.06])
+        return choose("run/checkpoints/spoiled.ckpt", widths=[0.1, 0.06])
+
+    for prefix, whole in spoiled.items():
+        choice = choice_among(prefix, 0.3)
         assert {candidate.sigma_rel for candidate in choice.candidates[:2]} == whole
         difference, error = choice.candidates[2].above(choice.candidates[0])
         assert difference > 5 * error > 0
         expected = choice.candidates[0].sigma_rel
         said = choice.prior.card.training["moving average"]
         assert said == "main" if expected is None else said.startswith(f"power function, σ_rel = {expected:g},")
+    choice = choice_among("ema.ema_model.", math.nan)
+    assert [candidate.sigma_rel is None for candidate in choice.candidates] == [False, False]
+    assert choice.left_out == ["main: its loss is not finite"]
+    with pytest.raises(PriorError, match="the validation loss of no average is finite"):
+        choice_among(("ema.ema_model.", "profiles."), math.nan)
 
 
 def test_bad_choices_are_refused(run):

@@ -110,7 +110,9 @@ def choose(
     finite = [candidate for candidate in candidates if math.isfinite(candidate.loss)]
     if not finite:
         raise PriorError(f"checkpoint {path}: the validation loss of no average is finite")
-    left_out += [f"{candidate.name}: its loss is not finite" for candidate in candidates if candidate not in finite]
+    left_out += [
+        f"{candidate.name}: its loss is not finite" for candidate in candidates if not math.isfinite(candidate.loss)
+    ]
     finite.sort(key=lambda candidate: candidate.loss)
     best = finite[0]
     if best.sigma_rel is not None:
@@ -118,7 +120,7 @@ def choose(
     else:
         prior.card.training["moving average"] = "main"
     prior.card.training["validation loss by moving average"] = {c.name: float(f"{c.loss:.6g}") for c in finite}
-    prior.card.metrics |= {"val/loss": best.loss}
+    prior.card.metrics["val/loss"] = best.loss
     for (low, high), errors, losses in zip(bands, best.errors, best.losses, strict=True):
         prior.card.metrics[f"val/loss/{low:g}-{high:g}"] = float(losses.mean())
         prior.card.metrics[f"val/mse/{low:g}-{high:g}"] = float(errors.mean())

@@ -49,8 +49,8 @@ def prior_from_checkpoint(
         file: a ``.ckpt`` written by training.
         trusted_modules: modules outside of this package whose classes may be imported.
         sigma_rel: relative width of the average, made from the profiles that training tracked
-            (:class:`~dpnp_training.post_hoc.Averages`); the main average by default. The validation figures, which are those of the main
-            average, are then left off the card.
+            (:class:`~dpnp_training.post_hoc.Averages`); the main average by default. The card's figures, which are those of the main
+            average, are then left off.
 
     Returns:
         The prior, in evaluation mode.
@@ -94,10 +94,8 @@ def use_width(prior: Prior, averages: Averages, sigma_rel: float) -> None:
         ValueError: ``sigma_rel`` is out of range.
     """
     prior.network.load_state_dict(averages.synthesise(sigma_rel))
-    card = prior.card
-    card.metrics = {name: value for name, value in card.metrics.items() if not name.startswith("val/")}
-    card.validation = {}
-    card.training["moving average"] = (
+    prior.card.metrics, prior.card.validation = {}, {}
+    prior.card.training["moving average"] = (
         f"power function, σ_rel = {sigma_rel:g}, from {len(averages)} averages, error of the profile {averages.error(sigma_rel):.1%}"
     )
 

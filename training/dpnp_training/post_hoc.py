@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,8 @@ def write_snapshot(
         os.replace(part, file)
         _to_disk(file.parent)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         log.warning("snapshot %s of the moving averages could not be written, training goes on: %s", file, error)
         return None
     return Snapshot(file.name, images, digest)

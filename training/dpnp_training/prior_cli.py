@@ -81,7 +81,8 @@ def export(
     prior.card.training |= {"checkpoint": Path(checkpoint).name, "exported by": f"dpnp-imaging {release()}"}
     if data_revision is not None:
         prior.card.training["revision of the data"] = data_revision
-    picture = (samples_of_run(checkpoint) or draw_samples(prior, samples)) if samples else None
+    main_average = prior.card.training.get("moving average", "main") == "main"  # the one the run drew samples of
+    picture = ((main_average and samples_of_run(checkpoint)) or draw_samples(prior, samples)) if samples else None
     if precision != "float32":
         prior = round_weights(prior, precision)
         print(f"RMS change of D(x; σ) by weights in {precision}, on generated images:")
