@@ -61,15 +61,18 @@ class EMASettings:
             for name in ("beta", "power", "inv_gamma"):
                 if getattr(self, name) != getattr(EMASettings, name):
                     raise ValueError(
-                        f"half_life_images = {self.half_life_images} and {name} = {getattr(self, name)}; give one of them"
+                        f"half_life_images = {self.half_life_images} and {name} = {getattr(self, name)}; give one of them "
+                        f"(without {name} it is {getattr(EMASettings, name)}, which is not used then)"
                     )
         if self.ramp_up is not None and not self.ramp_up > 0:
             raise ValueError(f"ramp_up = {self.ramp_up} must be positive, or none")
         if any(not 0 < width < WIDEST for width in self.profiles) or len(set(self.profiles)) < len(self.profiles):
             raise ValueError(f"profiles = {self.profiles}; needed are different σ_rel in (0, {WIDEST:.3f})")
         if self.snapshot_every_n_steps is not None:
-            if self.snapshot_every_n_steps < 1:
-                raise ValueError(f"snapshot_every_n_steps = {self.snapshot_every_n_steps}; at least 1 is needed")
+            if self.snapshot_every_n_steps < self.update_every:
+                raise ValueError(
+                    f"snapshot_every_n_steps = {self.snapshot_every_n_steps}; at least update_every = {self.update_every} is needed"
+                )
             if not self.profiles:
                 raise ValueError(
                     f"snapshot_every_n_steps = {self.snapshot_every_n_steps} needs profiles to take snapshots of"

@@ -20,9 +20,9 @@ def check_rule(rule: Rule, reference_batch: int | None) -> None:
         raise ValueError(f"scale_learning_rate = {rule!r}; allowed are {', '.join(get_args(Rule))}")
     if reference_batch is not None and reference_batch < 1:
         raise ValueError(f"reference_batch = {reference_batch}; it must be positive")
-    if (rule == "none") != (reference_batch is None):
+    if rule != "none" and reference_batch is None:
         raise ValueError(
-            f"scale_learning_rate = {rule!r} and reference_batch = {reference_batch}; a rule needs a reference, and the other way round"
+            f"scale_learning_rate = {rule!r} needs reference_batch, the images a step that the rate is meant for"
         )
 
 
