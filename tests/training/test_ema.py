@@ -10,6 +10,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ema_pytorch import PostHocEMA
 from ema_pytorch.post_hoc_ema import sigma_rel_to_gamma
 
@@ -301,6 +302,32 @@ def test_other_processes_average_and_do_not_write():
     assert second["ema"]["snapshots"] == []
     for key, value in first["state_dict"].items():
         assert torch.equal(second["state_dict"][key], value)
+
+
+def test_snapshots_of_sharded_averages_are_whole():
+    """One process that shards as many would (fully_shard): the same averages, and a snapshot of plain tensors."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    settings = EMASettings(profiles=[0.05, 0.1], snapshot_every_n_steps=10)
+    plain, _ = walk(settings, steps=10)
+    expected = Path("run/ema", snapshot_file(10)).read_bytes()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        network = torch.nn.Linear(16, 1, bias=False).double()
+        profiles = Profiles(network, settings)
+        for module in (network, *(average.ema_model for average in profiles.averages)):
+            fully_shard(module, mesh=mesh)
+        for step, value in enumerate(random_walk(10, 16), 1):
+            network.weight.data.copy_(distribute_tensor(value[None], mesh, [Shard(0)]))
+            profiles.update(step * 32, Path("sharded/ema"), write=True)
+        assert isinstance(profiles.averages[0].ema_model.weight, DTensor)
+    finally:
+        dist.destroy_process_group()
+    assert Path("sharded/ema", snapshot_file(10)).read_bytes() == expected
+    assert [s._asdict() for s in profiles.snapshots] == plain["ema"]["snapshots"]
 
 
 # --- in training ----------------------------------------------------------------------------------------------
