@@ -15,7 +15,10 @@ from dpnp_training.data import ImageData
 from dpnp_training.module import ScoreMatching
 
 # what may differ between an interrupted run and the one that goes on from it
-FREE = {"data": ("root", "download", "workers", "name", "license", "batch_size"), "model": ("compile", "channels_last")}
+FREE = {
+    "data": ("root", "download", "workers", "name", "license", "batch_size"),
+    "model": ("compile", "channels_last", "fused"),
+}
 FIXED_TRAINER = (
     "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches",
 )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torchvision.utils import save_image
@@ -16,26 +16,19 @@ from dpnp_shared.preconditioning import Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, PriorError, build
 from dpnp_shared.solvers import sample_unconditional
 from dpnp_training.callbacks import image_grid, newest_picture
+from dpnp_training.post_hoc import Averages
 from dpnp_training.verify import precision_loss
 
 Precision = Literal["float32", "float16", "bfloat16"]
 EMA_PREFIX = "ema.ema_model."
 
 
-def prior_from_checkpoint(file: str | Path, *, trusted_modules: Sequence[str] = ()) -> Prior:
-    """Read the averaged network out of a checkpoint without running any code stored in it.
-
-    Args:
-        file: a ``.ckpt`` written by training.
-        trusted_modules: modules outside of this package whose classes may be imported.
-
-    Returns:
-        The prior, in evaluation mode.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint written by training, without running any code stored in it.
 
     Raises:
-        PriorError: the file is missing, is not such a checkpoint, or its weights do not fit its network.
+        PriorError: the file is missing or is not such a checkpoint.
     """
-    path = Path(file)
     if not path.is_file():
         raise PriorError(f"checkpoint {path} does not exist")
     try:
@@ -44,6 +37,39 @@ def prior_from_checkpoint(file: str | Path, *, trusted_modules: Sequence[str] = 
         raise PriorError(f"checkpoint {path} cannot be read safely: {error}") from error
     if not isinstance(checkpoint, dict) or "prior" not in checkpoint:
         raise PriorError(f"checkpoint {path} holds no description of a prior; was it written by dpnp-train?")
+    return checkpoint
+
+
+def prior_from_checkpoint(
+    file: str | Path, *, trusted_modules: Sequence[str] = (), sigma_rel: float | None = None
+) -> Prior:
+    """Read the averaged network out of a checkpoint without running any code stored in it.
+
+    Args:
+        file: a ``.ckpt`` written by training.
+        trusted_modules: modules outside of this package whose classes may be imported.
+        sigma_rel: relative width of the average, made from the profiles that training tracked
+            (:class:`~dpnp_training.post_hoc.Averages`); the main average by default. The card's figures, which are those of the main
+            average, are then left off.
+
+    Returns:
+        The prior, in evaluation mode.
+
+    Raises:
+        PriorError: the file is missing, is not such a checkpoint, its weights do not fit its network, or it does not hold what an average
+            of width ``sigma_rel`` needs.
+        ValueError: ``sigma_rel`` is out of range.
+    """
+    path = Path(file)
+    checkpoint = read_checkpoint(path)
+    prior = main_average(checkpoint, path, trusted_modules)
+    if sigma_rel is not None:
+        use_width(prior, Averages(checkpoint, path), sigma_rel)
+    return prior
+
+
+def main_average(checkpoint: Mapping[str, Any], path: Path, trusted_modules: Sequence[str] = ()) -> Prior:
+    """The main average of a checkpoint that was read from ``path``; see :func:`prior_from_checkpoint`."""
     network = build(checkpoint["prior"]["network"], trusted_modules)
     preconditioning = build(checkpoint["prior"]["preconditioning"], trusted_modules)
     if not isinstance(preconditioning, Preconditioning):
@@ -58,6 +84,20 @@ def prior_from_checkpoint(file: str | Path, *, trusted_modules: Sequence[str] = 
     except RuntimeError as error:
         raise PriorError(f"checkpoint {path}: {error}") from error
     return Prior(network, preconditioning, PriorCard(**checkpoint["prior"]["card"])).eval().requires_grad_(False)
+
+
+def use_width(prior: Prior, averages: Averages, sigma_rel: float) -> None:
+    """Give a checkpoint's prior the weights of another average, and a card without figures that says so.
+
+    Raises:
+        PriorError: the averages at hand do not come close to it.
+        ValueError: ``sigma_rel`` is out of range.
+    """
+    prior.network.load_state_dict(averages.synthesise(sigma_rel))
+    prior.card.metrics, prior.card.validation = {}, {}
+    prior.card.training["moving average"] = (
+        f"power function, σ_rel = {sigma_rel:g}, from {len(averages)} averages, error of the profile {averages.error(sigma_rel):.1%}"
+    )
 
 
 def samples_of_run(checkpoint: str | Path) -> bytes | None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L  # noqa: N812 - Lightning's own convention
@@ -18,8 +19,10 @@ from dpnp_shared.randomness import derive_seed
 from dpnp_training.acceleration import align, check_compile, compile_network, contiguous, make_adamw, use_channels_last
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
-from dpnp_training.ema import EMASettings, make_ema
+from dpnp_training.ema import EMASettings, make_ema, make_profiles, restore, saved
 from dpnp_training.losses import DenoisingScoreMatching, error_in_band
+from dpnp_training.post_hoc import FOLDER
+from dpnp_training.scaling import Rule, check_rule, scaled_learning_rate
 from dpnp_training.sharding import FullySharded, blocks, check_strategy, shard, whole
 from dpnp_training.share import Share
 from dpnp_training.verify import record_of
@@ -42,6 +45,9 @@ class ScoreMatching(L.LightningModule):
         compile: let ``torch.compile`` take the network's calls in training: ``true``, one of its modes, or another backend.
         channels_last: keep the network's weights and activations with the channels innermost, which suits convolutions on most devices.
         fused: AdamW in one kernel; ``auto`` does so on CUDA devices.
+        scale_learning_rate: how ``learning_rate`` grows with the global batch (images of one optimiser step): in proportion, with its
+            square root, or not at all.
+        reference_batch: global batch for which ``learning_rate`` is meant.
 
     Raises:
         ValueError: an argument out of range.
@@ -62,6 +68,8 @@ class ScoreMatching(L.LightningModule):
         compile: bool | str = False,
         channels_last: bool = False,
         fused: bool | Literal["auto"] = "auto",
+        scale_learning_rate: Rule = "none",
+        reference_batch: int | None = None,
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or weight_decay < 0 or warmup_steps < 0:
@@ -74,14 +82,17 @@ class ScoreMatching(L.LightningModule):
         check_compile(compile)
         if channels_last:
             use_channels_last(network)
+        check_rule(scale_learning_rate, reference_batch)
         self.network = network
         self.preconditioning = preconditioning if preconditioning is not None else EDM()
         self.loss = loss if loss is not None else DenoisingScoreMatching()
         self.ema = make_ema(network, ema if ema is not None else EMASettings())
+        self.profiles = make_profiles(network, ema if ema is not None else EMASettings())
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay = warmup_steps, decay
         self.bands = list(itertools.pairwise(noise_bands))
         self.seed = seed
+        self.scale_learning_rate, self.reference_batch = scale_learning_rate, reference_batch
         self.images_seen = 0
         self.configuration: str | None = None  # JSON of what a resumed run must share with this one
         self.data: DataDescription | None = None
@@ -155,9 +166,13 @@ class ScoreMatching(L.LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One optimiser step, then one of the moving average."""
+        """One optimiser step, then one of the moving averages."""
         super().optimizer_step(*args, **kwargs)
+        self.ema.images_seen = self.images_seen
         self.ema.update()
+        if self.profiles is not None:
+            folder = Path(self.trainer.default_root_dir) / FOLDER
+            self.profiles.update(self.images_seen, folder, write=self.trainer.is_global_zero)
 
     def on_train_epoch_start(self) -> None:
         """Lightning puts the whole module into training mode; the average stays in evaluation mode."""
@@ -165,9 +180,10 @@ class ScoreMatching(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up, then the chosen decay, per optimiser step."""
+        rate = scaled_learning_rate(self.learning_rate, self.scale_learning_rate, self.reference_batch, self.trainer)
         optimizer = make_adamw(
             self.network.parameters(),
-            learning_rate=self.learning_rate,
+            learning_rate=rate,
             weight_decay=self.weight_decay,
             fused=self.fused,
             device=self.device,
@@ -268,6 +284,7 @@ class ScoreMatching(L.LightningModule):
         checkpoint.update(images_seen=self.images_seen, metrics=self.metrics, validation=self.validation)
         if self.configuration is not None:
             checkpoint["configuration"] = self.configuration
+        checkpoint["ema"] = saved(self.ema, self.profiles, self.loss)
         if self.data is not None:
             checkpoint["prior"] = {**self.described, "card": dataclasses.asdict(self.card())}
 
@@ -275,3 +292,4 @@ class ScoreMatching(L.LightningModule):
         """Go on counting images, and keep the last validation's figures."""
         self.images_seen = checkpoint.get("images_seen", 0)
         self.metrics, self.validation = checkpoint.get("metrics", {}), checkpoint.get("validation", {})
+        restore(checkpoint.get("ema", {}), self.ema, self.profiles)

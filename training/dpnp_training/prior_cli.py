@@ -15,8 +15,20 @@ from jsonargparse import auto_cli
 from dpnp_shared.hub import HubError
 from dpnp_shared.model_card import noise_bands
 from dpnp_shared.networks.presets import presets
-from dpnp_shared.prior import CONFIG, SAMPLES, WEIGHTS, Prior, PriorError, locate, read_config, release, write_folder
+from dpnp_shared.prior import (
+    CONFIG,
+    SAMPLES,
+    WEIGHTS,
+    Prior,
+    PriorError,
+    check_target,
+    locate,
+    read_config,
+    release,
+    write_folder,
+)
 from dpnp_training import hub, verify
+from dpnp_training.ema_choice import choose
 from dpnp_training.estimate import estimate
 from dpnp_training.export import Precision, draw_samples, prior_from_checkpoint, round_weights, samples_of_run
 from dpnp_training.foreign.cli import import_folder
@@ -31,6 +43,11 @@ def export(
     samples: int = 16,
     data_revision: str | None = None,
     trusted_modules: list[str] | None = None,
+    ema: str = "main",
+    ema_widths: list[float] | None = None,
+    data: str | None = None,
+    root: str = "data",
+    device: str = "cpu",
 ) -> None:
     """Turn a training checkpoint into a portable prior.
 
@@ -43,16 +60,29 @@ def export(
         samples: images of the card's picture, if the run left none; 0 for no picture.
         data_revision: commit or version of the data, for the card.
         trusted_modules: modules outside of this package whose network classes may be imported.
+        ema: which moving average: ``main``; a relative width such as ``0.07``, made from the profiles that training tracked; or ``best``,
+            the one with the smallest loss on the training's own validation images.
+        ema_widths: relative widths that ``best`` compares, besides the main average.
+        data: for ``best``, where the training's data is now; by default where it was.
+        root: for ``best``, folder of torchvision's data sets.
+        device: for ``best``, where to compute.
     """
     if samples < 0:
         raise ValueError(f"samples = {samples}; it must be at least 0")
-    prior = prior_from_checkpoint(checkpoint, trusted_modules=trusted_modules or ())
+    if ema != "best" and (ema_widths is not None or data is not None):
+        raise ValueError(f"ema_widths and data are for ema = 'best'; ema = {ema!r}")
+    check_target(Path(directory))
+    if ema == "best":
+        prior = _best(checkpoint, ema_widths, data, root, device, trusted_modules or ())
+    else:
+        prior = prior_from_checkpoint(checkpoint, trusted_modules=trusted_modules or (), sigma_rel=_width(ema))
     prior.card.name = name or prior.card.name
     prior.card.license = license or prior.card.license
     prior.card.training |= {"checkpoint": Path(checkpoint).name, "exported by": f"dpnp-imaging {release()}"}
     if data_revision is not None:
         prior.card.training["revision of the data"] = data_revision
-    picture = (samples_of_run(checkpoint) or draw_samples(prior, samples)) if samples else None
+    main_average = prior.card.training.get("moving average", "main") == "main"  # the one the run drew samples of
+    picture = ((main_average and samples_of_run(checkpoint)) or draw_samples(prior, samples)) if samples else None
     if precision != "float32":
         prior = round_weights(prior, precision)
         print(f"RMS change of D(x; σ) by weights in {precision}, on generated images:")
@@ -60,6 +90,42 @@ def export(
             print(f"  σ {band}: {to_d:.2e} of D(x; σ), {to_error:.2e} of its error")
     folder = prior.save_pretrained(directory, files={} if picture is None else {SAMPLES: picture})
     print(f"prior written to {folder}")
+
+
+def _width(ema: str) -> float | None:
+    """The relative width that is named, none for the main average."""
+    try:
+        return None if ema == "main" else float(ema)
+    except ValueError:
+        raise ValueError(f"ema = {ema!r}; it may be main, best, or a relative width such as 0.07") from None
+
+
+def _best(
+    checkpoint: str,
+    widths: list[float] | None,
+    data: str | None,
+    root: str,
+    device: str,
+    trusted_modules: Sequence[str],
+) -> Prior:
+    """The average with the smallest validation loss, after a table of all that were measured."""
+    prior, candidates, left_out = choose(
+        checkpoint, widths=widths, data=data, root=root, device=device, trusted_modules=trusted_modules
+    )
+    for reason in left_out:
+        print(f"left out: {reason}")
+    best = candidates[0]
+    bands, images = best.losses.shape
+    print(f"validation loss on {images} images in {bands} noise bands, the same noise for all:")
+    print("  average         loss       above the best")
+    for candidate in candidates:
+        difference, error = candidate.above(best)
+        name = "main" if candidate.sigma_rel is None else f"σ_rel = {candidate.name}"
+        print(
+            f"  {name:<14}  {candidate.loss:<9.6g}  "
+            + ("(exported)" if candidate is best else f"{difference:.2g} ± {error:.1g}")
+        )
+    return prior.cpu()
 
 
 def inspect(prior: str, revision: str | None = None, trusted_modules: list[str] | None = None) -> None:
