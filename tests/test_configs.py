@@ -10,6 +10,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 TRAINING = sorted((ROOT / "configs" / "training").glob("*.yaml"))
 INFERENCE = sorted((ROOT / "configs" / "inference").glob("*.yaml"))
+# of callbacks, which all work on the one step that is taken
+FEW = {
+    "SampleGrid": {"images": 4, "calls": 3},
+    "SampleQuality": {"samples": 16, "calls": 3},
+    "Memorisation": {"samples": 16, "calls": 3},
+}
 
 
 def test_there_are_configs():
@@ -23,7 +29,11 @@ def test_training_config_takes_a_step(config, tmp_path, monkeypatch):
     from dpnp_training.cli import main
 
     monkeypatch.chdir(tmp_path)
-    network = yaml.safe_load(config.read_text())["model"]["network"]["init_args"]
+    settings = yaml.safe_load(config.read_text())
+    network, callbacks = settings["model"]["network"]["init_args"], settings["trainer"]["callbacks"]
+    for callback in callbacks:
+        callback.setdefault("init_args", {}).update(FEW.get(callback["class_path"].rpartition(".")[2], {}))
+    Path("small.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     shape = (16, 32, 32) if network["channels"] == 1 else (16, 32, 32, network["channels"])
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     small = {
@@ -31,7 +41,16 @@ def test_training_config_takes_a_step(config, tmp_path, monkeypatch):
         "data.size": 16, "trainer.max_steps": 1, "trainer.accelerator": "cpu", "trainer.devices": 1,
         "trainer.limit_val_batches": 1, "trainer.default_root_dir": "run",
     }  # fmt: skip
-    main(["fit", "--config", str(config), *(f"--{key}={value}" for key, value in small.items())])
+    main(
+        [
+            "fit",
+            "--config",
+            str(config),
+            "--config",
+            "small.yaml",
+            *(f"--{key}={value}" for key, value in small.items()),
+        ]
+    )
     checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 1
     assert Path("run/prior/model.safetensors").is_file()
@@ -39,15 +58,16 @@ def test_training_config_takes_a_step(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("config", INFERENCE, ids=lambda path: path.stem)
 def test_inference_config_draws(config, tmp_path, monkeypatch):
+    from dpnp_inference import gibbs
     from dpnp_inference.cli import main
 
     monkeypatch.chdir(ROOT)
-    few = [
-        "--annealing",
-        "dpnp_inference.Annealing",
-        "--annealing.constant=0",
-        "--annealing.decay=2",
-        "--annealing.final=0",
-    ]
-    main(["--config", str(config), *few, "--chains", "4", "--output", str(tmp_path / "out"), "--device", "cpu"])
+    monkeypatch.setattr(gibbs, "START_CALLS", 3)
+    few = ["--chains=4", "--annealing=dpnp_inference.Annealing"]
+    few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
+    if config.stem in {"population", "replica_exchange"}:  # their sweeps are many
+        few += ["--dds=dpnp_inference.DDSDDIM", "--dds.calls=2"]
+    if config.stem == "replica_exchange":
+        few += ["--population.burn_in=1", "--draws=2"]
+    main(["--config", str(config), *few, "--output", str(tmp_path / "out"), "--device", "cpu"])
     assert (tmp_path / "out" / "picture.png").is_file()

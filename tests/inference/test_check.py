@@ -148,7 +148,11 @@ def test_the_samplers_own_truths_do_not_see_what_is_wrong_with_and_without_a_mea
 
 
 def test_the_samplers_own_truths_follow_a_network_that_contradicts_itself():
-    sampler = DPnP(Inconsistent(), ForwardModel(RandomInpainting(SHAPE, missing=0.9, seed=0), GaussianNoise(0.3)))
+    sampler = DPnP(
+        Inconsistent(),
+        ForwardModel(RandomInpainting(SHAPE, missing=0.9, seed=0), GaussianNoise(0.3)),
+        annealing=Annealing(constant=1, decay=8, final=2),
+    )
     assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0)).verdict == "too wide"
     assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0, truths="sampler")).verdict == "fine"
     with pytest.raises(TypeError, match="truths = 'sampler' needs a DPnP, and DPS is none"):
@@ -203,7 +207,7 @@ def test_the_default_folder_is_the_configurations_own_and_more_pairs_go_on(confi
 
 def test_a_killed_check_goes_on_and_ends_the_same(config):
     command = [sys.executable, str(ROOT / "inference" / "reconstruct.py"), "check", "--config", config]
-    arguments = ["--pairs", "60", "--draws_per_pair", "39", "--output", "out"]
+    arguments = ["--pairs", "30", "--draws_per_pair", "39", "--output", "out"]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not Path("out.unfinished/pair_00002.json").exists():
@@ -214,8 +218,8 @@ def test_a_killed_check_goes_on_and_ends_the_same(config):
     process.wait()
     assert not Path("out").exists()
     kept = {file.name: file.read_text() for file in Path("out.unfinished").glob("pair_*.json")}
-    assert 3 <= len(kept) < 60
-    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    assert 3 <= len(kept) < 30
+    main([*command[2:], *arguments])
     assert sorted(path for path in os.listdir() if not path.startswith(".")) == ["mine.yaml", "out"]
     main(["check", "--config", config, *arguments[:-1], "again"])
     resumed, whole = (json.loads(Path(folder, "pairs.json").read_text())["pairs"] for folder in ("out", "again"))

@@ -18,6 +18,45 @@ def stored(run, output) -> int:
 
 
 @pytest.fixture
+def separation():
+    """Images of a batch do not see each other."""
+
+    def check(network):
+        x, t = torch.randn(4, 1, 10, 10), torch.randn(4)
+        torch.testing.assert_close(network(x, t)[2:3], network(x[2:3], t[2:3]), rtol=1e-4, atol=1e-5)
+
+    return check
+
+
+@pytest.fixture
+def reach():
+    """The noise level reaches the output, and each pixel all others."""
+
+    def check(network):
+        x = torch.randn(1, 1, 16, 16)
+        assert not torch.allclose(network(x, torch.tensor([0.0])), network(x, torch.tensor([1.0])))
+        moved = x.clone()
+        moved[0, 0, 0, 0] += 10.0
+        difference = (network(moved, torch.zeros(1)) - network(x, torch.zeros(1))).abs()
+        assert float(difference[0, 0, -1, -1]) > 1e-6
+
+    return check
+
+
+@pytest.fixture
+def dropout():
+    """It is at work in training, and only there."""
+
+    def check(network):
+        x, t = torch.randn(1, 1, 8, 8), torch.zeros(1)
+        assert torch.equal(network(x, t), network(x, t))
+        network.train()
+        assert not torch.equal(network(x, t), network(x, t))
+
+    return check
+
+
+@pytest.fixture
 def recomputation():
     """Outputs and gradients with and without recomputation, dropout included, and that memory is saved."""
 

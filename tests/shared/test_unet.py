@@ -25,20 +25,12 @@ def test_output_has_the_input_shape(shape, options):
     assert torch.isfinite(y).all()
 
 
-def test_images_of_a_batch_do_not_see_each_other():
-    network = small()
-    x, t = torch.randn(4, 1, 10, 10), torch.randn(4)
-    torch.testing.assert_close(network(x, t)[2:3], network(x[2:3], t[2:3]), rtol=1e-4, atol=1e-5)
+def test_images_of_a_batch_do_not_see_each_other(separation):
+    separation(small())
 
 
-def test_noise_level_and_attention_reach_the_output():
-    network = small()
-    x = torch.randn(1, 1, 16, 16)
-    assert not torch.allclose(network(x, torch.tensor([0.0])), network(x, torch.tensor([1.0])))
-    moved = x.clone()
-    moved[0, 0, 0, 0] += 10.0
-    difference = (network(moved, torch.zeros(1)) - network(x, torch.zeros(1))).abs()
-    assert float(difference[0, 0, -1, -1]) > 1e-6
+def test_noise_level_and_attention_reach_the_output(reach):
+    reach(small())
 
 
 def test_a_new_network_is_zero_and_trains():
@@ -51,12 +43,8 @@ def test_a_new_network_is_zero_and_trains():
     assert float(network.head[2].weight.grad.abs().max()) > 0
 
 
-def test_dropout_only_in_training():
-    network = small(dropout=0.5)
-    x, t = torch.randn(1, 1, 8, 8), torch.zeros(1)
-    assert torch.equal(network(x, t), network(x, t))
-    network.train()
-    assert not torch.equal(network(x, t), network(x, t))
+def test_dropout_only_in_training(dropout):
+    dropout(small(dropout=0.5))
 
 
 def test_scaled_residuals_keep_the_variance():

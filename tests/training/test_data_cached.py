@@ -12,18 +12,7 @@ from dpnp_training.data import ImageData, Images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 12, 8), dtype=np.uint8)
 
-
-@pytest.fixture(autouse=True)
-def _caches(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-
-
-def open_data(source, **kwargs) -> ImageData:
-    data = ImageData(str(source), **kwargs)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+pytestmark = pytest.mark.usefixtures("caches")
 
 
 @pytest.fixture
@@ -35,7 +24,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "npy", "float", "table"])
-def test_kept_images_are_those_that_are_decoded(folder, tmp_path, kind):
+def test_kept_images_are_those_that_are_decoded(folder, tmp_path, kind, open_data):
     source, options = tmp_path / "x.npy", {"size": (5, 4)}
     if kind == "folder":
         source = folder
@@ -61,7 +50,7 @@ def test_kept_images_are_those_that_are_decoded(folder, tmp_path, kind):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-def test_made_once_and_anew_if_anything_changed(folder, tmp_path, monkeypatch):
+def test_made_once_and_anew_if_anything_changed(folder, tmp_path, monkeypatch, open_data):
     decoded = []
     array = Images._array
     monkeypatch.setattr(Images, "_array", lambda self, i: (decoded.append(i), array(self, i))[1])
@@ -87,7 +76,7 @@ def test_made_once_and_anew_if_anything_changed(folder, tmp_path, monkeypatch):
     torch.testing.assert_close(data._train_images[3], darker, atol=1.6e-5, rtol=0)
 
 
-def test_interrupted_or_without_space_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_interrupted_or_without_space_leaves_nothing(folder, tmp_path, monkeypatch, open_data):
     options = {"size": 4, "cache_images": True, "cache_dir": str(tmp_path / "kept")}
     with monkeypatch.context() as patch:
         array = Images._array

@@ -21,17 +21,7 @@ RGB = np.random.default_rng(1).integers(0, 256, (24, 18, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(2).integers(0, 65536, (16, 17), dtype=np.uint16)
 DEEP_RGB = np.random.default_rng(3).integers(0, 65536, (16, 17, 3), dtype=np.uint16)
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def open_folder(source, **kwargs) -> ImageData:
-    data = ImageData(str(source), **kwargs)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+pytestmark = pytest.mark.usefixtures("caches")
 
 
 def raw(data: ImageData, index: int = 0) -> np.ndarray:
@@ -94,18 +84,18 @@ def test_a_mixed_folder_trains_with_one_command(mixed, tmp_path, channels, caplo
     assert any("2 of 11 files" in text and "skipped" in text for text in messages)
 
 
-def test_corrupt_files_are_named_and_refused(mixed):
+def test_corrupt_files_are_named_and_refused(mixed, open_data):
     with pytest.raises(ValueError, match=r"2 of 11 files.*cut\.jpg \(.*text\.png \(.*on_error: skip"):
-        open_folder(mixed, channels=3, size=8)
+        open_data(mixed, channels=3, size=8)
     with pytest.raises(ValueError, match="on_error = 'ignore'"):
-        open_folder(mixed, channels=3, size=8, on_error="ignore")
+        open_data(mixed, channels=3, size=8, on_error="ignore")
     for name in ("cut.jpg", "sub/text.png"):
         (mixed / name).unlink()
-    assert len(open_folder(mixed, channels=3, size=8)._train_images) == 10
+    assert len(open_data(mixed, channels=3, size=8)._train_images) == 10
 
 
-def test_order_is_that_of_the_paths(mixed):
-    rows = open_folder(mixed, channels=3, size=8, on_error="skip")._train_images.rows
+def test_order_is_that_of_the_paths(mixed, open_data):
+    rows = open_data(mixed, channels=3, size=8, on_error="skip")._train_images.rows
     names = [Path(rows.name(i)).relative_to(mixed).as_posix() for i in range(len(rows))]
     assert names == [
         "cmyk.jpg", "colour.JPG", "deep.png", "gray.png", "pages.tif, image 0", "pages.tif, image 1", "palette.png",
@@ -113,14 +103,14 @@ def test_order_is_that_of_the_paths(mixed):
     ]  # fmt: skip
 
 
-def test_what_does_not_fit_together_is_said(mixed, tmp_path):
+def test_what_does_not_fit_together_is_said(mixed, tmp_path, open_data):
     skip = {"on_error": "skip"}
     with pytest.raises(ValueError, match=r"different channels: 1 in 5 \(first: .*deep\.png\), 3 in 4 .*give channels"):
-        open_folder(mixed, size=8, **skip)
+        open_data(mixed, size=8, **skip)
     with pytest.raises(ValueError, match=r"different height x width: .*give size"):
-        open_folder(mixed, channels=3, **skip)
+        open_data(mixed, channels=3, **skip)
     with pytest.raises(ValueError, match=r"2 images are smaller than size = \(20, 12\).*deep\.png \(16 x 17\)"):
-        open_folder(mixed, channels=3, size=(20, 12), resize=False, **skip)
+        open_data(mixed, channels=3, size=(20, 12), resize=False, **skip)
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("")
@@ -138,27 +128,27 @@ def test_what_does_not_fit_together_is_said(mixed, tmp_path):
         ("texts", {"value_window": (1.0, 0.0)}, "value_window"),
     ]:
         with pytest.raises(ValueError, match=word):
-            open_folder(tmp_path / folder, **options)
+            open_data(tmp_path / folder, **options)
 
 
-def test_sub_folders_may_be_splits(tmp_path):
+def test_sub_folders_may_be_splits(tmp_path, open_data):
     for split, n in (("train", 3), ("test", 2)):
         (tmp_path / split).mkdir()
         for i in range(n):
             Image.fromarray(GRAY).save(tmp_path / split / f"{i}.png")
-    data = open_folder(tmp_path, validation_split="test")
+    data = open_data(tmp_path, validation_split="test")
     assert (len(data.train_set), len(data.validation_set)) == (3, 2)
 
 
-def test_16_bits_are_kept(tmp_path):
+def test_16_bits_are_kept(tmp_path, open_data):
     Image.fromarray(DEEP).save(tmp_path / "a.png")
     Image.fromarray(DEEP).save(tmp_path / "b.tif")
-    data = open_folder(tmp_path)
+    data = open_data(tmp_path)
     assert all(np.array_equal(raw(data, i), DEEP[None]) for i in (0, 1))
     torch.testing.assert_close(data._train_images[0], torch.from_numpy(DEEP[None] / 32767.5 - 1).float())
 
 
-def test_16_bit_colour_that_would_be_cut_to_8_bits_is_refused(tmp_path):
+def test_16_bit_colour_that_would_be_cut_to_8_bits_is_refused(tmp_path, open_data):
     h, w, _ = DEEP_RGB.shape  # a minimal little-endian TIFF; entries: tag, type (3: short, 4: long), count, value
     entries = [
         (256, 3, 1, w), (257, 3, 1, h), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140),
@@ -169,15 +159,15 @@ def test_16_bit_colour_that_would_be_cut_to_8_bits_is_refused(tmp_path):
     (tmp_path / "a.tif").write_bytes(head + struct.pack("<3H", 16, 16, 16) + DEEP_RGB.astype("<u2").tobytes())
     (tmp_path / "b.png").write_bytes(png16(DEEP_RGB))
     with pytest.raises(ValueError, match=r"a\.tif \(ValueError: 16-bit colour.*b\.png \(ValueError: 16-bit colour"):
-        open_folder(tmp_path)
+        open_data(tmp_path)
 
 
-def test_exif_orientation(tmp_path):
+def test_exif_orientation(tmp_path, open_data):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
     Image.fromarray(GRAY).save(tmp_path / "a.png", exif=exif)
     Image.fromarray(np.rot90(GRAY, -1)).save(tmp_path / "b.png")
-    data = open_folder(tmp_path)
+    data = open_data(tmp_path)
     assert np.array_equal(raw(data, 0), np.rot90(GRAY, -1)[None])
     assert np.array_equal(raw(data, 0), raw(data, 1))
 
@@ -197,44 +187,44 @@ def test_colour_conversions():
     assert set(np.unique(pixels(Image.fromarray(GRAY > 100), None))) == {0, 255}
 
 
-def test_a_second_start_opens_no_file_again(mixed, monkeypatch):
+def test_a_second_start_opens_no_file_again(mixed, monkeypatch, open_data):
     options = {"channels": 3, "size": 8, "on_error": "skip"}
-    first = open_folder(mixed, **options)
+    first = open_data(mixed, **options)
     looked = []
     probe = Pictures.probe
     monkeypatch.setattr(Pictures, "probe", lambda self, path: (looked.append(path.name), probe(self, path))[1])
-    second = open_folder(mixed, **options)
+    second = open_data(mixed, **options)
     assert looked == []
     assert second._train_images.rows.skipped == first._train_images.rows.skipped
     assert np.array_equal(second._train_images.rows.shapes, first._train_images.rows.shapes)
     Image.fromarray(RGB).save(mixed / "cut.jpg")
     (mixed / "gray.png").unlink()
-    third = open_folder(mixed, **options)
+    third = open_data(mixed, **options)
     assert looked == ["cut.jpg"]
     assert list(third._train_images.rows.skipped) == ["sub/text.png"]
     assert third._train_images.rows.fingerprint != first._train_images.rows.fingerprint
 
 
-def test_a_damaged_scan_is_made_again(mixed, caplog, tmp_path):
+def test_a_damaged_scan_is_made_again(mixed, caplog, tmp_path, open_data):
     options = {"channels": 3, "size": 8, "on_error": "skip", "cache_dir": str(tmp_path / "kept")}
-    open_folder(mixed, **options)
+    open_data(mixed, **options)
     (file,) = (tmp_path / "kept" / "scans").iterdir()
     good = file.read_text()
     file.write_text(good[:100])
     with caplog.at_level(logging.WARNING):
-        open_folder(mixed, **options)
+        open_data(mixed, **options)
     assert "is damaged" in caplog.text
     assert file.read_text() == good
 
 
-def test_crops(tmp_path):
+def test_crops(tmp_path, open_data):
     ramp = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
     for i in range(3):
         Image.fromarray(ramp).save(tmp_path / f"{i}.png")
     options = {"size": (8, 6), "value_range": (0.0, 599.0)}
-    centre = open_folder(tmp_path, resize=False, **options)
+    centre = open_data(tmp_path, resize=False, **options)
     torch.testing.assert_close(centre._train_images[0], torch.from_numpy(ramp[None, 6:14, 12:18] / 299.5 - 1).float())
-    data = open_folder(tmp_path, resize=False, crop="random", **options)
+    data = open_data(tmp_path, resize=False, crop="random", **options)
     images = data._train_images
     corners = set()
     for epoch in range(40):
@@ -249,7 +239,7 @@ def test_crops(tmp_path):
     assert len(corners) > 30
     assert not torch.equal(images[1], images[0])
     torch.testing.assert_close(data.validation_set[0], centre.validation_set[0])
-    resized = open_folder(tmp_path, crop="random", **options)._train_images[0]
+    resized = open_data(tmp_path, crop="random", **options)._train_images[0]
     assert resized.shape == (1, 8, 6)
 
 

@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -204,32 +202,31 @@ def test_the_adaptive_state_is_kept_and_undamaged():
         DenoisingScoreMatching(AdaptiveBands(bands=9)).load_state_dict(loss.state_dict())
 
 
-RANKS = """
-import os, sys
+RANK = """
 import torch
 import torch.distributed as dist
 from dpnp_training.losses import AdaptiveBands
 
 sigma = torch.logspace(-2, 1, 24)
-child = os.fork()
-rank = int(child == 0)
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1] + "/meet", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 noise = AdaptiveBands(bands=6, half_life=3.0)
 mine = sigma[rank::2]
 noise.observe(mine, 1 + mine**2)
-torch.save(noise.get_extra_state(), f"{sys.argv[1]}/{rank}.pt")
+torch.save(noise.get_extra_state(), f"{folder}/{rank}.pt")
 dist.barrier()
 dist.destroy_process_group()
-sys.stdout.flush()
-if rank:
-    os._exit(0)
-sys.exit(os.waitpid(child, 0)[1])
 """
 
 
-def test_the_adaptive_state_is_that_of_all_processes(tmp_path):
-    done = subprocess.run([sys.executable, "-c", RANKS, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_adaptive_state_is_that_of_all_processes(tmp_path, fork_server):
+    processes = [
+        fork_server.Process(target=exec, args=(RANK, {"folder": str(tmp_path), "rank": rank})) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(*ranks)
     alone, sigma = AdaptiveBands(bands=6, half_life=3.0), torch.logspace(-2, 1, 24)
