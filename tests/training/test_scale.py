@@ -248,22 +248,19 @@ def test_compiled_training_is_the_eager_one_and_leaves_no_trace_in_its_files():
 
 
 def test_channels_last_is_the_same_training_and_stays_when_resumed(plain):
-    option = "--model.channels_last=true"
-    losses, checkpoint = fit("run", option)
+    # a fused step goes through the memory: a loaded state must have taken the format of the weights
+    fused, option = "--model.fused=true", "--model.channels_last=true"
+    losses, checkpoint = fit("run", fused, option)
     assert innermost("run") == (3, 0)  # the network's, its average's, the optimiser's
     assert all(value.is_contiguous() for value in checkpoint["state_dict"].values())  # the files are as without
-    np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
+    np.testing.assert_allclose(losses, plain[0], rtol=1e-4)
     close(plain[1], checkpoint)
     prior_from_checkpoint("run/checkpoints/last.ckpt")
-    # a fused step goes through the memory: the loaded state must have the format of the weights
-    straight = fit("straight", option, "--model.fused=true", "--trainer.max_epochs=2")[1]
-    fit("resumed", option, "--model.fused=true")
-    equal(straight, fit("resumed", option, "--model.fused=true", "--trainer.max_epochs=2")[1])
-    assert innermost("resumed") == (3, 0)
-    # and from one format to the other
-    switched = fit("run", "--trainer.max_epochs=2")[1]
+    straight, last = fit("straight", fused, option, "--trainer.max_epochs=3")
+    assert np.array_equal(fit("run", fused, option, "--trainer.max_epochs=2")[0], straight[7:14])
+    switched = fit("run", fused, "--trainer.max_epochs=3")[1]
     assert innermost("run") == (0, 3)
-    close(straight, switched)
+    close(last, switched)
 
 
 def innermost(root: str) -> tuple[int, int]:
