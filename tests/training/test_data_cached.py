@@ -99,7 +99,7 @@ def test_interrupted_or_without_space_leaves_nothing(folder, tmp_path, monkeypat
         ImageData(str(folder), crop="random", **options)
 
 
-def test_what_a_killed_process_left_is_cleared_away(folder, tmp_path):
+def test_what_a_killed_process_left_is_cleared_away(open_data, folder, tmp_path):
     options = {"size": (5, 4), "cache_images": True, "cache_dir": str(tmp_path / "kept")}
     path = open_data(folder, **options)._train_images.path
     abandoned, at_work = path.with_name(f"{path.name}.1.part"), path.with_name(f"{path.name}.2.part")

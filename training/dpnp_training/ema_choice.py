@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from dpnp_shared.model_card import noise_bands
-from dpnp_shared.prior import Prior, PriorError, denoise
-from dpnp_shared.randomness import derive_seed
+from dpnp_shared.prior import Prior, PriorError
 from dpnp_training import verify
 from dpnp_training.export import main_average, read_checkpoint, use_width
-from dpnp_training.losses import DenoisingScoreMatching, error_in_band
+from dpnp_training.losses import DenoisingScoreMatching
 from dpnp_training.post_hoc import LARGEST_ERROR, Averages
-from dpnp_training.share import Share
 
 WIDTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2)
 """Relative widths that are tried if none are named."""
@@ -72,7 +70,7 @@ def choose(
 ) -> Choice:
     """Measure the averages of a checkpoint on the validation images of its training, with the same noise, and take the best.
 
-    On one process and the same type of device the loss of the main average is the ``val/loss`` of training at that step.
+    On the same type of device the loss of the main average is the ``val/loss`` of training at that step.
 
     Args:
         file: a ``.ckpt`` of a training with profiles.
@@ -105,7 +103,8 @@ def choose(
         chosen = main_average(checkpoint, path, trusted_modules)
         if sigma_rel is not None:
             use_width(chosen, averages, sigma_rel)
-        return Candidate(sigma_rel, *_errors(chosen.to(device), images, bands, record, loss, torch.device(device)))
+        sigma, errors = verify.errors_by_image(chosen.to(device), images, bands, record, device=device)
+        return Candidate(sigma_rel, errors, loss.weight(sigma) * errors)
 
     candidates = [measured(sigma_rel) for sigma_rel in (None, *widths)]
     finite = [candidate for candidate in candidates if math.isfinite(candidate.loss)]
@@ -141,7 +140,7 @@ def _loss(checkpoint: Mapping[str, Any], path: Path) -> DenoisingScoreMatching:
 def _validation(
     prior: Prior, path: Path, data: str | None, root: str, device: torch.device
 ) -> tuple[verify.ImageSet, verify.ValidationRecord]:
-    """The validation images of the training, and how they are measured here: by one process on ``device``."""
+    """The validation images of the training, and how they are measured on ``device``."""
     record = verify.record_on(prior.card)
     if record is None or not noise_bands(prior.card.metrics):
         raise PriorError(
@@ -152,41 +151,6 @@ def _validation(
     images = verify.validation_images(prior.card, record, source, None, root)
     if record.images_sha256 and record.images_sha256 != verify.fingerprint(images):
         raise PriorError(f"data = {source!r}: not the images that the training was validated on")
-    count = min(len(images), record.batches * record.batch_size * record.processes)
-    return images, dataclasses.replace(
-        record,
-        batches=math.ceil(count / record.batch_size),
-        processes=1,
-        device=device.type if device.type == record.device else "cpu",
-    )
-
-
-@torch.no_grad()
-def _errors(
-    prior: Prior,
-    images: verify.ImageSet,
-    bands: Sequence[tuple[float, float]],
-    record: verify.ValidationRecord,
-    loss: DenoisingScoreMatching,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Squared errors and losses ``(bands, images)``, with the noise of a validation in training."""
-    noise_device = device if device.type == record.device else torch.device("cpu")
-
-    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoise(prior.network, prior.preconditioning, x.to(device), sigma.to(device)).to(noise_device)
-
-    errors, losses = [], []  # of each batch, (bands, images)
-    for batch in range(record.batches):
-        first = batch * record.batch_size
-        chosen = range(first, min(first + record.batch_size, len(images)))
-        x_0 = torch.stack([images[i] for i in chosen]).to(noise_device)
-        error = torch.zeros(len(bands), len(x_0))
-        weight = torch.zeros_like(error)
-        for band, ends in enumerate(bands):
-            generator = torch.Generator(noise_device).manual_seed(derive_seed(record.seed, 1, batch, band))
-            sigma, error[band] = error_in_band(denoiser, x_0, ends, generator=generator, share=Share.all(len(x_0)))
-            weight[band] = loss.weight(sigma)
-        errors.append(error.double())
-        losses.append((weight * error).double())
-    return torch.cat(errors, dim=1), torch.cat(losses, dim=1)
+    if device.type != record.device:
+        record = dataclasses.replace(record, device="cpu")  # where the noise is drawn instead
+    return images, record

@@ -99,7 +99,6 @@ class Comparison(NamedTuple):
         return abs(self.measured - self.card) <= self.allowed
 
 
-@torch.no_grad()
 def denoising_errors(
     prior: Prior,
     images: ImageSet,
@@ -120,6 +119,20 @@ def denoising_errors(
     Raises:
         PriorError: there are fewer images than the record says.
     """
+    _, errors = errors_by_image(prior, images, bands, record, device=device)
+    return {band: _summary(found) for band, found in zip(bands, errors, strict=True)}
+
+
+@torch.no_grad()
+def errors_by_image(
+    prior: Prior,
+    images: ImageSet,
+    bands: Sequence[tuple[float, float]],
+    record: ValidationRecord,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """What :func:`denoising_errors` is the mean of: noise levels and squared errors, both ``(bands, images)`` on the CPU."""
     noise_device = torch.device(device) if torch.device(device).type == record.device else torch.device("cpu")
     # a distributed sampler deals the images in turn, and repeats the first ones until all have the same number
     length = math.ceil(len(images) / record.processes) * record.processes
@@ -129,7 +142,7 @@ def denoising_errors(
             f"{record.batch_size} on each of {record.processes} processes"
         )
     order = [i % len(images) for i in range(length)]
-    errors: list[list[Tensor]] = [[] for _ in bands]
+    found: list[Tensor] = []  # of each batch, (2, bands, images)
 
     def denoiser(
         x: Tensor, sigma: Tensor
@@ -142,11 +155,13 @@ def denoising_errors(
             chosen = mine[batch * record.batch_size : (batch + 1) * record.batch_size]
             x_0 = torch.stack([images[i] for i in chosen]).to(noise_device)
             share = Share(len(x_0), len(x_0) * record.processes, rank, record.processes)
+            of_batch = []
             for band, ends in enumerate(bands):
                 generator = torch.Generator(noise_device).manual_seed(derive_seed(record.seed, 1, batch, band))
-                _, error = error_in_band(denoiser, x_0, ends, generator=generator, share=share)
-                errors[band].append(error.double().cpu())
-    return {band: _summary(torch.cat(found)) for band, found in zip(bands, errors, strict=True)}
+                of_batch.append(torch.stack(error_in_band(denoiser, x_0, ends, generator=generator, share=share)))
+            found.append(torch.stack(of_batch, dim=1).double().cpu())
+    sigma, errors = torch.cat(found, dim=2)
+    return sigma, errors
 
 
 def _summary(errors: Tensor) -> Errors:
