@@ -117,6 +117,11 @@ class Baseline(ABC):
         """What is going to happen, in one sentence for the log."""
         return f"{type(self).__name__}: {len(self.schedule)} steps, sigma from {self.schedule[0]:.3g} to {self.schedule[-1]:.3g}"
 
+    @property
+    def reports(self) -> int:
+        """How many steps a batch of chains reports."""
+        return len(self.schedule)
+
     def blank(self, chains: int = 1) -> Tensor:
         """Zeros ``(chains, C, H, W)`` of the dtype and on the device that sampling uses."""
         return torch.zeros((chains, *self.image_shape), dtype=self.dtype, device=self.device)
@@ -168,9 +173,7 @@ class Baseline(ABC):
         samples, runs = [], []
         for first in range(0, chains, size):
             batch = range(first, min(first + size, chains))
-            run = Run(
-                self.prior, ChainGenerators(seed, batch), batch, draws, len(self.schedule), self.advice, on_sweep
-            )
+            run = Run(self.prior, ChainGenerators(seed, batch), batch, draws, self.reports, self.advice, on_sweep)
             with torch.no_grad():
                 samples.append(self._run(y, run).cpu())
             runs.append(run)
@@ -257,7 +260,7 @@ def alpha_bars(steps: int, spacing: Spacing = "uniform") -> list[float]:
             :math:`T - \lfloor\sqrt{u}\rfloor - 1` for even u from 0 to :math:`T^2` (the code of Zhu et al. 2023).
 
     Returns:
-        Values that do not decrease, the first one belonging to the last time step.
+        Increasing values, the first one belonging to the last time step.
 
     Raises:
         ValueError: an argument out of range.
@@ -271,7 +274,7 @@ def alpha_bars(steps: int, spacing: Spacing = "uniform") -> list[float]:
         times = torch.linspace(TIMESTEPS - 1, 0, steps, dtype=torch.float64).round().long()
     else:
         roots = torch.linspace(0, TIMESTEPS**2, steps, dtype=torch.float64).sqrt().long().clamp(max=TIMESTEPS - 1)
-        times = (TIMESTEPS - 1 - roots).unique().flip(0)
+        times = TIMESTEPS - 1 - torch.unique(roots)
     return [float(a) for a in (1 - beta).cumprod(0)[times]]
 
 
