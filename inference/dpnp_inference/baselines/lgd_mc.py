@@ -7,8 +7,8 @@ The likelihood of a noisy image is estimated with several clean ones instead of 
           r_t^2 = \frac{\sigma_t^2}{1 + \sigma_t^2}, \quad w_i \sim N(0, I),
 
 differentiated in :math:`x_t` through the network. As n grows this is the likelihood under
-:math:`x_0 \mid x_t \approx N(\hat x_t, r_t^2 I)`, for any operator and noise; that is exact for :math:`x_0 \sim N(0, I)`, and for a prior of
-standard deviation s with :math:`r_t^2 = \sigma_t^2 s^2/(\sigma_t^2 + s^2)`. Each ancestral (DDPM) step of the prior takes one of two
+:math:`x_0 \mid x_t \approx N(\hat x_t, r_t^2 I)`, for any operator and noise. That is exact for :math:`x_0 \sim N(0, I)`, and for
+:math:`N(0, s^2 I)` with :math:`r_t^2 = \sigma_t^2 s^2/(\sigma_t^2 + s^2)`. Each ancestral (DDPM) step of the prior takes one of two
 guidances:
 
 - ``score``: the gradient is added to the score. For a few samples of a sharp likelihood it is far too long at large noise;
