@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import azula.sample
 import deepinv
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
-from dpnp_inference.baselines import DAPS, DDRM, DPS, LGDMC, DiffPIR, PiGDM, PnPDM, UnadjustedLangevin, linear
+from dpnp_inference.baselines import DAPS, DDRM, DPS, LGDMC, Baseline, DiffPIR, PiGDM, PnPDM, UnadjustedLangevin, linear
 from dpnp_inference.baselines.common import alpha_bars, ddim_noise, noise_level
 from dpnp_inference.baselines.pnp_dm import PROCESSES, PUBLISHED
 from dpnp_inference.dpnp import SamplingError
@@ -229,6 +231,21 @@ def test_published_settings_of_pnp_dm(problem):
     assert PnPDM.published(problem, UNIT, model(), iterations=7).iterations == 7
     with pytest.raises(ValueError, match=r"problem = 'sorcery'; published are gaussian_deblurring"):
         PnPDM.published("sorcery", UNIT, model())
+
+
+@pytest.mark.parametrize("problem", PUBLISHED)
+def test_published_settings_can_be_written_as_class_path_and_init_args(problem):
+    parser = ArgumentParser()
+    parser.add_argument("--solver", type=Callable[[Denoiser, ForwardModel], Baseline])
+    settings = dict(PUBLISHED[problem])
+    if "likelihood" in settings:
+        kind = "dpnp_inference.baselines.UnadjustedLangevin"
+        settings["likelihood"] = {"class_path": kind, "init_args": dataclasses.asdict(settings["likelihood"])}
+    config = {"solver": {"class_path": "dpnp_inference.baselines.PnPDM", "init_args": settings}}
+    build = parser.instantiate(parser.parse_object(config)).solver
+    sampler = build(UNIT, model(), dtype=DOUBLE)
+    assert sampler.settings == PnPDM.published(problem, UNIT, model()).settings
+    assert sampler.dtype == DOUBLE
 
 
 def test_draws_of_a_pnp_dm_chain_end_with_its_last_image():

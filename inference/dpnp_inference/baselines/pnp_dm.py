@@ -39,13 +39,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from dpnp_inference.baselines.common import Baseline, Run, check_differentiable, check_range
-from dpnp_inference.proximal import ClosedForm, PerturbAndSolve, ProximalInfo, ProximalSampler
+from dpnp_inference.proximal import ClosedForm, PerturbAndSolve, ProximalInfo
 from dpnp_inference.proximal.likelihood import value_and_gradient
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.denoiser import Denoiser
@@ -53,6 +53,16 @@ from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.solvers import karras_levels
 
 ProcessName = Literal["vp", "ve", "iddpm", "edm"]
+
+
+class LikelihoodStep(Protocol):
+    """What is used of a proximal sampler, in types that a class path can be checked against."""
+
+    def init(self, forward_model: Any, y: Any, x: Any) -> Any:
+        """See :class:`~dpnp_inference.proximal.ProximalSampler`, also for what follows."""
+        ...
+
+    def step(self, state: Any, x: Any, eta: Any, *, generator: Any) -> Any: ...  # noqa: D102
 
 
 class LangevinState(NamedTuple):
@@ -195,7 +205,7 @@ class PnPDM(Baseline):
         stochastic: bool = True,
         steps: int = 100,
         insert_rho: bool = True,
-        likelihood: Literal["auto"] | ProximalSampler = "auto",
+        likelihood: Literal["auto"] | LikelihoodStep = "auto",
         restarts: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -253,7 +263,7 @@ class PnPDM(Baseline):
         """Iterations of all restarts."""
         return self.iterations * self.restarts
 
-    def _likelihood_step(self, likelihood: Literal["auto"] | ProximalSampler) -> ProximalSampler:
+    def _likelihood_step(self, likelihood: Literal["auto"] | LikelihoodStep) -> LikelihoodStep:
         if not isinstance(likelihood, str):
             return likelihood
         if likelihood != "auto":
