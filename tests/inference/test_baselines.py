@@ -15,8 +15,21 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from dpnp_inference.baselines import DAPS, DDRM, DPS, LGDMC, Baseline, DiffPIR, PiGDM, PnPDM, UnadjustedLangevin, linear
+from dpnp_inference.baselines import (
+    DAPS,
+    DDRM,
+    DPS,
+    LGDMC,
+    Baseline,
+    DiffPIR,
+    NonlinearCT,
+    PiGDM,
+    PnPDM,
+    UnadjustedLangevin,
+    linear,
+)
 from dpnp_inference.baselines.common import alpha_bars, ddim_noise, noise_level
+from dpnp_inference.baselines.nonlinear_ct import Scan
 from dpnp_inference.baselines.pnp_dm import PROCESSES, PUBLISHED
 from dpnp_inference.dpnp import SamplingError
 from dpnp_inference.proximal import ClosedForm, EllipticalSlice, PerturbAndSolve
@@ -24,16 +37,20 @@ from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.analytic import GaussianMixturePrior, GaussianPrior
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
-from dpnp_shared.noise import GaussianNoise, PoissonNoise
+from dpnp_shared.noise import GaussianNoise, PoissonNoise, TransmissionNoise
 from dpnp_shared.operators import (
     MRI,
+    BeerLambert,
     CompressedSensing,
     Convolution,
+    FanBeamCT,
     GaussianBlur,
     Inpainting,
     MatrixOperator,
     Operator,
+    ParallelBeamCT,
     PhaseRetrieval,
+    PhysicalUnits,
 )
 
 # --- a Gaussian prior and a linear Gaussian model, under which each sampler is an affine map with Gaussian noise
@@ -146,24 +163,23 @@ def likelihood_step_law(law: Law, rho: float) -> Law:
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "iddpm", "edm"])
-@pytest.mark.parametrize("stochastic", [True, False])
-def test_pnp_dm_is_the_papers_recursion(process, stochastic):
+@pytest.mark.parametrize(("stochastic", "insert"), [(True, True), (False, True), (True, False)])
+def test_pnp_dm_is_the_papers_recursion(process, stochastic, insert):
+    # few levels, so that Euler's error, and where the step starts, are in the law
+    settings = {"rho": 2.0, "decay": 0.7, "rho_min": 0.6, "iterations": 6, "steps": 9, "dtype": DOUBLE}
+
     def law(insert: bool, factor: float) -> Law:
         state = Law(torch.zeros(3, dtype=DOUBLE), EYE)
-        chain = PnPDM(PRIOR, model(), **settings, insert_rho=insert)
+        chain = PnPDM(PRIOR, model(), **settings, process=process, insert_rho=insert)
         for rho in chain.schedule:
             state = prior_step_law(likelihood_step_law(state, rho), chain, process, rho, factor)
         return state
 
-    # few levels, so that Euler's error, and where the step starts, are in the law
-    settings = {"rho": 2.0, "decay": 0.7, "rho_min": 0.6, "iterations": 6, "steps": 9, "dtype": DOUBLE}
-    settings |= {"process": process, "stochastic": stochastic}
     factor = 2.0 if stochastic else 1.0
-    for insert in (True, False):
-        x = draws(PnPDM(PRIOR, model(), **settings, insert_rho=insert))
-        assert deviation(x, law(insert, factor)) < 4.5
-        assert deviation(x, law(not insert, factor)) > 6
-        assert deviation(x, law(insert, 3 - factor)) > 6
+    x = draws(PnPDM(PRIOR, model(), **settings, process=process, stochastic=stochastic, insert_rho=insert))
+    assert deviation(x, law(insert, factor)) < 4.5
+    assert deviation(x, law(not insert, factor)) > 6
+    assert deviation(x, law(insert, 3 - factor)) > 6
 
 
 def test_pnp_dm_at_a_fixed_coupling_has_the_likelihood_widened_by_it():
@@ -565,6 +581,120 @@ def test_one_sample_without_noise_is_dps():
     torch.testing.assert_close(one.samples, DPS(wide, model(), **settings).sample(Y, chains=5, seed=3).samples)
 
 
+# --- nonlinear CT
+
+
+RAYS = ParallelBeamCT((1, 8, 10), 12)
+SMOOTH = torch.exp(-(torch.cdist(*[torch.cartesian_prod(torch.arange(8.0), torch.arange(10.0)).double()] * 2) ** 2) / 8)
+BODY = GaussianPrior(0.0, 0.25 * SMOOTH + 1e-4 * torch.eye(80), (1, 8, 10))
+
+
+def scan(photons: float, background: float = 0.0, rays=RAYS) -> ForwardModel:
+    lines = PhysicalUnits(rays, physical_range=(0.0, 0.8))
+    return ForwardModel(BeerLambert(lines, photons), PoissonNoise(background=background))
+
+
+def test_the_exact_slope_is_that_of_the_likelihood():
+    x = BODY.sample(2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    for forward_model in (
+        scan(50.0, 2.0),
+        ForwardModel(PhysicalUnits(RAYS, physical_range=(0.0, 0.8)), TransmissionNoise(50.0, 2.0)),
+    ):
+        y = forward_model.simulate(x[:1], generator=torch.Generator().manual_seed(1))[0]
+        p = Scan.of(forward_model).lines(x).requires_grad_(True)
+        log_l = TransmissionNoise(50.0, 2.0).log_prob(y, p)
+        u, w = Scan.of(forward_model).slope(p.detach(), y, "poisson")
+        torch.testing.assert_close(u, torch.autograd.grad(log_l.sum(), p)[0])
+        assert bool((w >= y).all())
+
+
+def test_the_other_slopes_are_those_of_their_squares():
+    y = torch.tensor([0.0, 1.0, 5.0, 40.0], dtype=DOUBLE)
+    p = torch.tensor([[3.0, 4.0, 2.0, 0.2]], dtype=DOUBLE, requires_grad=True)
+    photons, background = 50.0, 2.0
+    of_scan = Scan(RAYS, torch.tensor(photons), torch.tensor(background))
+    gaussian = -0.5 * ((photons * torch.exp(-p) + background - y) ** 2 / y.clamp(min=1)).sum()
+    torch.testing.assert_close(of_scan.slope(p.detach(), y, "gaussian")[0], torch.autograd.grad(gaussian, p)[0])
+    u, w = of_scan.slope(p.detach(), y, "linearised")
+    assert u[0, :2].tolist() == w[0, :2].tolist() == [0.0, 0.0]  # fewer counts than background
+    line = -torch.log(torch.tensor(38.0 / 50.0, dtype=DOUBLE))
+    assert float(u[0, 3]) == pytest.approx(float(38**2 / 40 * (line - 0.2)))
+
+
+@pytest.mark.parametrize("rays", [RAYS, FanBeamCT((1, 8, 10), 12, source_distance=30.0, detector_distance=10.0)])
+def test_subsets_are_the_views_of_the_scan(rays):
+    forward_model = scan(50.0, 1.0, rays)
+    x = BODY.sample(2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    y = forward_model.simulate(x[:1], generator=torch.Generator().manual_seed(1))[0]
+    whole = Scan.of(forward_model)
+    seen = torch.zeros_like(whole.lines(x))
+    for first in range(5):
+        part, counts = whole.subset(first, 5, y)
+        torch.testing.assert_close(counts, y[:, first::5])
+        seen[:, :, first::5] = part.lines(x)
+    torch.testing.assert_close(seen, whole.lines(x))
+
+
+def test_at_low_dose_the_exact_likelihood_beats_the_linearised_one():
+    def error(photons: float, **settings) -> float:
+        forward_model, total = scan(photons), 0.0
+        for k in range(3):
+            truth = BODY.sample(1, generator=torch.Generator().manual_seed(k), dtype=DOUBLE)
+            y = forward_model.simulate(truth, generator=torch.Generator().manual_seed(100 + k))[0]
+            sampler = NonlinearCT(BODY, forward_model, **({"steps": 40, "step": 2.0, "dtype": DOUBLE} | settings))
+            total += float((sampler.sample(y, chains=8, seed=0).mean - truth[0]).square().mean())
+        return math.sqrt(total / 3)
+
+    low = {name: error(10.0, likelihood=name) for name in ("poisson", "gaussian", "linearised")}
+    assert low["poisson"] < 0.8 * low["linearised"]
+    assert low["poisson"] < 0.8 * low["gaussian"]
+    assert error(10.0, subsets=4) == pytest.approx(low["poisson"], rel=0.1)
+    high = error(1e4), error(1e4, likelihood="linearised")
+    assert high[0] == pytest.approx(high[1], rel=0.1)
+    assert high[0] < 0.6 * low["poisson"]
+    assert error(1e4, step=0.0) > 2 * high[0]  # the measurement matters
+
+
+def test_a_jump_start_saves_calls():
+    forward_model = scan(1000.0)
+    truth = BODY.sample(1, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    y = forward_model.simulate(truth, generator=torch.Generator().manual_seed(1))[0]
+    near, full = (
+        NonlinearCT(BODY, forward_model, steps=50, jump_start=start, step=2.0, dtype=DOUBLE) for start in (0.5, None)
+    )
+    assert near.schedule[0] <= 0.5 < full.schedule[0]
+    image = near.filtered_back_projection(y)
+    assert float((image - truth).square().mean()) < 0.1  # in the prior's units
+    a, b = near.sample(y, chains=6, seed=0), full.sample(y, chains=6, seed=0)
+    assert 2 * a.diagnostics["network_calls"] < b.diagnostics["network_calls"]
+    assert float((a.mean - b.mean).square().mean().sqrt()) < 0.15
+    subsets = NonlinearCT(BODY, forward_model, steps=50, subsets=3, dtype=DOUBLE).sample(y, chains=1, seed=0)
+    assert subsets.diagnostics["forward_calls"] == 50
+    assert b.diagnostics["forward_calls"] == 150
+
+
+def test_nonlinear_ct_says_what_it_needs():
+    with pytest.raises(
+        TypeError, match=r"needs a BeerLambert operator with PoissonNoise, .* got GaussianBlur and GaussianNoise"
+    ):
+        NonlinearCT(BODY, ForwardModel(GaussianBlur((1, 8, 10), 1.0), GaussianNoise(1.0)))
+    for arguments, words in [
+        ({"likelihood": "exact"}, "likelihood = 'exact'; allowed are poisson, gaussian, linearised"),
+        ({"subsets": 13}, "subsets = 13; it must be at least 1 and at most 12"),
+        ({"subsets": 0}, "subsets = 0"),
+        ({"step": -1.0}, "step = -1.0"),
+        ({"jump_start": 1e-5}, "jump_start = 1e-05; it must be at least 0.01"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            NonlinearCT(BODY, scan(10.0), **arguments)
+    blurred = ForwardModel(BeerLambert(GaussianBlur((1, 8, 10), 1.0), 10.0), PoissonNoise())
+    with pytest.raises(TypeError, match=r"\(views, detectors\) are needed, .* got GaussianBlur"):
+        NonlinearCT(BODY, blurred, subsets=2)
+    sampler = NonlinearCT(BODY, ForwardModel(BeerLambert(lambda x: x.flatten(1), 10.0), PoissonNoise()), jump_start=1.0)
+    with pytest.raises(TypeError, match="FunctionOperator has none"):
+        sampler.sample(torch.ones(80), chains=1, seed=0)
+
+
 # --- what all of them promise
 
 
@@ -613,18 +743,20 @@ def measurement(forward_model: ForwardModel, prior: GaussianPrior) -> torch.Tens
     return forward_model.simulate(truth, generator=torch.Generator().manual_seed(1))[0]
 
 
-@SOLVERS
+@pytest.mark.parametrize("solver", [*FEW, NonlinearCT], ids=lambda solver: solver.__name__)
 def test_a_chain_depends_on_its_seed_and_index_only(solver):
     prior = GaussianPrior(0.1, 0.2, IMAGE)
-    y = measurement(blur(), prior)
-    sampler = solver(prior, blur(), **FEW[solver], dtype=DOUBLE)
+    forward_model = scan(40.0, 1.0, ParallelBeamCT(IMAGE, 6)) if solver is NonlinearCT else blur()
+    y = measurement(forward_model, prior)
+    settings = FEW.get(solver, {"steps": 12, "subsets": 2})
+    sampler = solver(prior, forward_model, **settings, dtype=DOUBLE)
     together = sampler.sample(y, chains=5, seed=1).samples
     assert together.shape == (5, 1, *IMAGE)
     assert together.dtype == DOUBLE
     torch.testing.assert_close(sampler.sample(y, chains=5, seed=1, batch_size=2).samples, together, rtol=0, atol=1e-9)
     torch.testing.assert_close(sampler.sample(y, chains=2, seed=1).samples, together[:2], rtol=0, atol=1e-9)
     assert not torch.allclose(sampler.sample(y, chains=5, seed=2).samples, together)
-    single = solver(prior, blur(), **FEW[solver]).sample(y, chains=5, seed=1).samples
+    single = solver(prior, forward_model.float(), **settings).sample(y, chains=5, seed=1).samples
     assert single.dtype == torch.float32
 
 

@@ -6,7 +6,8 @@ from dpnp_inference.baselines.ddrm import DDRM
 from dpnp_inference.baselines.diffpir import DiffPIR
 from dpnp_inference.baselines.dps import DPS
 from dpnp_inference.baselines.lgd_mc import LGDMC
+from dpnp_inference.baselines.nonlinear_ct import NonlinearCT
 from dpnp_inference.baselines.pigdm import PiGDM
 from dpnp_inference.baselines.pnp_dm import PnPDM, UnadjustedLangevin
 
-__all__ = ["DAPS", "DDRM", "DPS", "LGDMC", "Baseline", "DiffPIR", "PiGDM", "PnPDM", "UnadjustedLangevin"]
+__all__ = ["DAPS", "DDRM", "DPS", "LGDMC", "Baseline", "DiffPIR", "NonlinearCT", "PiGDM", "PnPDM", "UnadjustedLangevin"]
