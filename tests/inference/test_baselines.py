@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,6 +53,7 @@ from dpnp_shared.operators import (
     PhaseRetrieval,
     PhysicalUnits,
 )
+from dpnp_shared.prior import Prior
 
 # --- a Gaussian prior and a linear Gaussian model, under which each sampler is an affine map with Gaussian noise
 
@@ -786,6 +788,7 @@ def test_the_record_says_what_was_done(solver):
     assert record["forward_calls"] == pytest.approx(2 * forward, abs=2)
     assert record["warnings"] == []
     assert record["convergence"] is None
+    assert json.loads(json.dumps(record)) == record
     for name, value in FEW[solver].items():
         assert record[name] == value
 
@@ -805,6 +808,19 @@ def test_the_measurement_matters_also_complex_and_affine(solver):
         assert (
             float(forward_model.log_likelihood(x, y).mean()) > float(forward_model.log_likelihood(wild, y).mean()) + 20
         )
+
+
+@SOLVERS
+def test_a_trained_prior_computes_in_its_own_precision(solver):
+    prior = Prior.from_pretrained("fashion_mnist")
+    forward_model = ForwardModel(GaussianBlur((1, 28, 28), 1.0), GaussianNoise(0.1))
+    few = {PnPDM: {"iterations": 1, "steps": 4}, DAPS: {"steps": 1, "ode_steps": 2, "langevin_steps": 2}}
+    sampler = solver(prior, forward_model, **few.get(solver, {"steps": 3}), dtype=DOUBLE)
+    posterior = sampler.sample(torch.zeros(1, 28, 28), chains=1, seed=0)
+    assert posterior.samples.dtype == DOUBLE
+    assert bool(posterior.samples.isfinite().all())
+    assert {p.dtype for p in prior.parameters()} == {torch.float32}
+    assert all(p.grad is None for p in prior.parameters())
 
 
 @LINEAR
