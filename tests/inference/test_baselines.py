@@ -207,6 +207,21 @@ def test_the_grids_are_the_published_ones():
         assert 19 < PROCESSES[name](narrow, 30).levels[0] <= 20
 
 
+def test_levels_that_a_process_cannot_have_are_named():
+    coarse = GaussianPrior(0.0, 1.0, SHAPE)
+    coarse.sigma_min, coarse.sigma_max = 0.5, 80.0
+    with pytest.raises(
+        ValueError, match=r"process = 'vp': no linear beta\(t\) goes from the level 0.5 .* take another process"
+    ):
+        PnPDM(coarse, model(), rho_min=0.6, process="vp")
+    assert PnPDM(coarse, model(), rho_min=0.6, process="ve").process.levels[-1] == pytest.approx(0.5)
+    coarse.sigma_min, coarse.sigma_max = 100.0, 200.0
+    with pytest.raises(
+        ValueError, match=r"noise levels \[0.002, 80\] and the prior's \[100, 200\] have none in common"
+    ):
+        PnPDM(coarse, model(), rho=150.0, rho_min=120.0)
+
+
 def test_unadjusted_langevin_is_the_papers_recursion():
     x, rho, step = torch.tensor([0.4, -1.0, 0.8], dtype=DOUBLE), 0.7, 0.02
     kernel = UnadjustedLangevin(steps=10, step_size=step)

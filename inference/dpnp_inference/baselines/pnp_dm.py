@@ -286,7 +286,7 @@ class PnPDM(Baseline):
 
     def _run(self, y: Tensor, run: Run) -> Tensor:
         """See :class:`~dpnp_inference.baselines.common.Baseline`."""
-        y = self.model_measurement(y)
+        y = self.forward_model.homogeneous_measurement(y, self.blank())
         best = self._chain(y, run)
         if self.restarts == 1:
             return best
@@ -298,10 +298,6 @@ class PnPDM(Baseline):
             best = torch.where(better.reshape(-1, 1, 1, 1, 1), samples, best)
             log_l = torch.where(better, fit, log_l)
         return best
-
-    def model_measurement(self, y: Tensor) -> Tensor:
-        """The measurement of the model that the likelihood step sees, without what a blank image gives."""
-        return self.forward_model.homogeneous_measurement(y, self.blank())
 
     def _fit(self, samples: Tensor, y: Tensor, run: Run) -> Tensor:
         """Log-likelihood ``(B,)`` of each chain's last image."""
@@ -368,13 +364,14 @@ class Process(ABC):
 
     Attributes:
         levels: the grid, decreasing, in image units.
+        span: the process's own least and largest level.
     """
 
     levels: list[float]
-    range: tuple[float, float]
+    span: tuple[float, float]
 
     def __init__(self, prior: Denoiser, steps: int) -> None:
-        low, high = self.range
+        low, high = self.span
         self.low, self.high = max(low, prior.sigma_min), min(high, prior.sigma_max)
         if not self.low < self.high:
             raise ValueError(
@@ -399,7 +396,7 @@ class Process(ABC):
 class EDMProcess(Process):
     """Karras et al. 2022."""
 
-    range = (0.002, 80.0)
+    span = (0.002, 80.0)
 
     def grid(self, steps: int) -> list[float]:
         """Even in the 7th root."""
@@ -409,7 +406,7 @@ class EDMProcess(Process):
 class IDDPMProcess(Process):
     r"""Nichol & Dhariwal 2021 in the form of Karras et al. 2022, table 1, with M = 1000, C_1 = 0.001, C_2 = 0.008."""
 
-    range = (0.002, 81.0)
+    span = (0.002, 81.0)
 
     def grid(self, steps: int) -> list[float]:
         """Evenly thinned table; at most as many levels as there are in it."""
@@ -428,7 +425,7 @@ class IDDPMProcess(Process):
 class VEProcess(Process):
     """Song et al. 2021 in the form of Karras et al. 2022, table 1: the variance is the time."""
 
-    range = (0.02, 100.0)
+    span = (0.02, 100.0)
 
     def grid(self, steps: int) -> list[float]:
         """Geometric."""
@@ -443,7 +440,7 @@ class VPProcess(Process):
     r"""Song et al. 2021 in the form of Karras et al. 2022, table 1; β from the ends of the range at t = 0.001 and 1."""
 
     first = 1e-3
-    range = (
+    span = (
         math.sqrt(math.expm1(19.9 * first**2 / 2 + 0.1 * first)),
         math.sqrt(math.expm1(19.9 / 2 + 0.1)),
     )
@@ -453,12 +450,18 @@ class VPProcess(Process):
         log_low, log_high = math.log1p(self.low**2), math.log1p(self.high**2)
         self.beta_d = 2 * (log_low / self.first - log_high) / (self.first - 1)
         self.beta_min = log_high - self.beta_d / 2
+        if not self.beta_min + min(self.beta_d, 0.0) > 0:
+            raise ValueError(
+                f"process = 'vp': no linear beta(t) goes from the level {self.low:g} at t = {self.first} to {self.high:g} at 1; "
+                "take another process"
+            )
         times = [1 + i / (steps - 1) * (self.first - 1) for i in range(steps)]
         return [math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t)) for t in times]
 
     def node(self, sigma: float) -> Node:
         """See :class:`Process`."""
-        t = (math.sqrt(self.beta_min**2 + 2 * self.beta_d * math.log1p(sigma**2)) - self.beta_min) / self.beta_d
+        log = math.log1p(sigma**2)
+        t = 2 * log / (self.beta_min + math.sqrt(self.beta_min**2 + 2 * self.beta_d * log))
         sigma_dot = 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
         s = 1 / math.sqrt(1 + sigma**2)
         return Node(t, sigma, sigma_dot, s, -sigma * sigma_dot * s**3)
