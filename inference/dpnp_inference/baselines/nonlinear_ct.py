@@ -15,13 +15,15 @@ likelihood     :math:`u = \partial \log p(y \mid x)/\partial p`    what it is
 
 Each ancestral (DDPM) step goes from :math:`\hat x_0 + \lambda_t\, (\partial \hat x_0/\partial x)^T \Lambda\, P^T u` in place of
 :math:`\hat x_0`, with x the noisy image in image units. The papers leave the step to tuning. Here it follows the model, as in ΠGDM with
-:math:`x_0 \mid x \approx N(\hat x_0, r^2 I)`, :math:`r^2 = \sigma^2 s^2/(\sigma^2 + s^2)`, and with the separable bound D of the Hessian
-that statistical reconstruction uses (Erdoğan & Fessler 1999):
+:math:`x_0 \mid x \approx N(\hat x_0, r^2 I)`, :math:`r^2 = \sigma^2 s^2/(\sigma^2 + s^2)`, for a curvature w of each ray (for ``poisson``
+:math:`\max(\bar y, y)`):
 
-.. math:: \Lambda_{jj} = \frac{\sigma^2}{1 + r^2 D_j}, \qquad D = P^T\big(w \cdot P \mathbf 1\big),
+.. math:: \Lambda = \sigma^2 \big(I + r^2 P^T \mathrm{diag}(w) P\big)^{-1}
 
-with a curvature w of each ray (for ``poisson`` :math:`\max(\bar y, y)`). At small noise that is the gradient added to the score, at large
-noise a step that no dose makes too long. As D bounds fine detail too loosely, :math:`\lambda_t` above 1 mostly fits better.
+by a few iterations of conjugate gradients. They are preconditioned by the separable bound of statistical reconstruction (Erdoğan & Fessler
+1999), :math:`D = P^T(w \cdot P \mathbf 1)` in place of the Hessian, which alone is the cheap way, ``inner=0``: it bounds fine detail so
+loosely that :math:`\lambda_t` has to be tuned. At small noise the step is the gradient added to the score, at large noise no dose makes it
+too long.
 
 **Ordered subsets**: step t uses every S-th view only, :math:`P^T u \approx S P_s^T u_s`, and the subsets take turns. **Jump start** (the
 follow-up, arXiv 2407.12956): begin with the noised filtered back-projection at a level below the highest.
@@ -41,6 +43,7 @@ from torch import Tensor
 
 from dpnp_inference.baselines.common import TIMESTEPS, Baseline, Run, check_range, ddim_step, noise_level, time_steps
 from dpnp_inference.proximal import ProximalInfo
+from dpnp_inference.proximal.perturb_and_solve import conjugate_gradients
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import PoissonNoise, TransmissionNoise
@@ -125,6 +128,8 @@ class NonlinearCT(Baseline):
             :class:`~dpnp_shared.operators.FanBeamCT`, with or without :class:`~dpnp_shared.operators.PhysicalUnits`.
         jump_start: noise level to start at from the filtered back-projection, in image units; None starts from noise.
         step: factor :math:`\lambda_t` of the likelihood's step, the same for all.
+        inner: conjugate-gradient iterations for Λ; 0 for the diagonal bound alone, which line integrals that are not affine in the
+            image need (``PhysicalUnits`` with ``clamp``).
         prior_std: the prior's standard deviation s in r, in image units.
         dtype: of the images; a trained network computes in its own.
 
@@ -146,6 +151,7 @@ class NonlinearCT(Baseline):
         subsets: int = 1,
         jump_start: float | None = None,
         step: float = 1.0,
+        inner: int = 5,
         prior_std: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -153,11 +159,16 @@ class NonlinearCT(Baseline):
         if likelihood not in get_args(Likelihood):
             raise ValueError(f"likelihood = {likelihood!r}; allowed are {', '.join(get_args(Likelihood))}")
         check_range("step", step, 0)
+        check_range("inner", inner, 0)
         check_range("prior_std", prior_std, 0, open_low=True)
         self.scan = Scan.of(forward_model)
         check_range("subsets", subsets, 1, 1 if subsets == 1 else _number_of_views(self.scan.lines))
         self.likelihood, self.subsets, self.jump_start = likelihood, subsets, jump_start
-        self.step, self.prior_std = step, prior_std
+        if inner and self.scan.lines.linear_part is None:
+            raise TypeError(
+                f"inner = {inner}: it needs line integrals that are affine in the image; for these give inner = 0"
+            )
+        self.step, self.inner, self.prior_std = step, inner, prior_std
         self.alpha_bars = time_steps(prior, steps)
         if jump_start is not None:
             check_range("jump_start", jump_start, noise_level(self.alpha_bars[-1]))
@@ -169,6 +180,7 @@ class NonlinearCT(Baseline):
             "subsets": subsets,
             "jump_start": jump_start,
             "step": step,
+            "inner": inner,
             "prior_std": prior_std,
         }
 
@@ -181,29 +193,42 @@ class NonlinearCT(Baseline):
         if self.jump_start is not None:
             a = self.alpha_bars[0]
             x = math.sqrt(a) * self.filtered_back_projection(y) + math.sqrt(1 - a) * x
+        views = 0  # calls of a subset that are not yet accounted for
         for i, (alpha_bar, alpha_bar_next) in enumerate(itertools.pairwise([*self.alpha_bars, 1.0])):
             sigma, s = noise_level(alpha_bar), i % self.subsets
             scan, counts = scans[s]
             with torch.enable_grad():
                 x_ve = (x / math.sqrt(alpha_bar)).detach().requires_grad_(True)
                 x_0 = run.denoise(x_ve, sigma)
-                step = self._step(x_0.detach(), sigma, scan, counts, thickness[s])
+                step, calls = self._step(x_0.detach(), sigma, scan, counts, thickness[s])
                 (step,) = torch.autograd.grad(x_0, x_ve, step)
             run.network_gradients += 1
             x = ddim_step(x, x_0.detach() + self.step * step, alpha_bar, alpha_bar_next, 1.0, run.generator)
-            calls = 3 * (i + 1) // self.subsets - 3 * i // self.subsets  # of the whole scan
-            run.report(x, sigma, ProximalInfo(calls))
+            views += calls
+            run.report(x, sigma, ProximalInfo(views // self.subsets))  # calls of the whole scan
+            views %= self.subsets
         return x[:, None]
 
-    def _step(self, x_0: Tensor, sigma: float, scan: Scan, counts: Tensor, thickness: Tensor) -> Tensor:
-        r""":math:`\Lambda P^T u` at the denoised images ``x_0`` ``(B, C, H, W)``."""
+    def _step(self, x_0: Tensor, sigma: float, scan: Scan, counts: Tensor, thickness: Tensor) -> tuple[Tensor, int]:
+        r""":math:`\Lambda P^T u` at the denoised images ``x_0`` ``(B, C, H, W)``, and the calls of the (part of the) scan."""
         x_0 = x_0.requires_grad_(True)
         p = scan.lines(x_0)
         u, w = scan.slope(p.detach(), counts, self.likelihood)
         (gradient,) = torch.autograd.grad(p, x_0, self.subsets * u, retain_graph=True)
         (bound,) = torch.autograd.grad(p, x_0, self.subsets * w * thickness)
         r_2 = 1 / (1 / sigma**2 + 1 / self.prior_std**2)
-        return sigma**2 / (1 + r_2 * bound) * gradient
+        if not self.inner:
+            return sigma**2 / (1 + r_2 * bound) * gradient, 3
+        lines = scan.lines.linear_part
+        assert lines is not None
+        solution, _, iterations = conjugate_gradients(
+            lambda v: v + r_2 * lines.adjoint(self.subsets * w * lines(v)),
+            gradient,
+            lambda v: v / (1 + r_2 * bound),
+            tolerance=1e-3,
+            most_iterations=self.inner,
+        )
+        return sigma**2 * solution, 3 + 2 * iterations
 
     def filtered_back_projection(self, y: Tensor) -> Tensor:
         """The classical reconstruction in the prior's units, ``(1, C, H, W)``, of counts ``y`` ``(*y_shape)``.
