@@ -20,10 +20,10 @@ def check_compile(how: bool | str) -> None:
     """
     if isinstance(how, bool) or how in MODES:
         return
-    backends = torch.compiler.list_backends(exclude_tags=())
-    if how not in backends:
+    if how not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging are not recommended, but allowed
         raise ValueError(
-            f"compile = {how!r}; allowed are true, false, a mode ({', '.join(MODES)}) or a backend ({', '.join(backends)})"
+            f"compile = {how!r}; allowed are true, false, a mode ({', '.join(MODES)}) or a backend "
+            f"({', '.join(torch.compiler.list_backends())})"
         )
 
 
