@@ -19,6 +19,7 @@ FREE = {
     "data": ("root", "download", "workers", "name", "license", "batch_size"),
     "model": ("compile", "channels_last", "fused"),
 }
+FREE_ANYWHERE = "checkpoint_activations"  # argument of networks
 FIXED_TRAINER = (
     "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches",
 )  # fmt: skip
@@ -49,6 +50,7 @@ class TrainingCLI(LightningCLI):
         flat: dict[str, Any] = {"seed_everything": config["seed_everything"]}
         for part, free in FREE.items():
             flat.update(_flatten(part, {key: value for key, value in config[part].items() if key not in free}))
+        flat = {key: value for key, value in flat.items() if not key.endswith(f".{FREE_ANYWHERE}")}
         flat.update({f"trainer.{key}": config["trainer"][key] for key in FIXED_TRAINER})
         flat["images of a batch over all devices"] = getattr(datamodule, "batch_size", 1) * trainer.world_size
         if model["decay"] != "constant":  # the learning rate of every step depends on the last
@@ -81,6 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
+            trainer_defaults={"default_root_dir": "runs/training"},  # not the working folder, which is the user's
             args=None if args is None else list(args),
         )
     except CheckpointError as error:

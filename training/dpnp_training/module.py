@@ -162,7 +162,7 @@ class ScoreMatching(L.LightningModule):
             share=self.share(x_0.shape[0], batch_idx % parts, parts),
         )
         self.images_seen += x_0.shape[0] * self.trainer.world_size
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
