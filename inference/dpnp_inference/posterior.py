@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dpnp_inference.diagnostics import Diagnosis
+
 SAMPLES, DIAGNOSTICS = "samples.safetensors", "diagnostics.json"
+OF_ALL_DRAWS = ("convergence", "chains", "draws")  # entries of the record that are not those of a part of the draws
+LEAST_DRAWS = 4  # of a chain, below which ArviZ's R-hat and effective sample sizes do not exist
+
+Index = int | slice | Sequence[int]
+Functional = Callable[[Tensor], Tensor]
+Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -53,6 +67,37 @@ class Posterior:
             raise ValueError(
                 f"samples has shape {tuple(self.samples.shape)}; needed is (chains, draws, C, H, W), none empty"
             )
+
+    def __getitem__(self, index: Index | tuple[Index, Index]) -> Posterior:
+        """``posterior[chains]`` or ``posterior[chains, draws]``; see :meth:`select`."""
+        if not isinstance(index, tuple):
+            return self.select(index)
+        if len(index) != 2:
+            raise IndexError(
+                f"posterior[...] takes chains and draws, got {len(index)} indices; slice .samples for pixels"
+            )
+        return self.select(*index)
+
+    def select(self, chains: Index = slice(None), draws: Index = slice(None)) -> Posterior:
+        """The posterior of some of the chains and draws.
+
+        Args:
+            chains: a number, a slice or a list of numbers, from 0; negative ones count from the end.
+            draws: likewise.
+
+        Returns:
+            A posterior of its own, whose record is that of the run without what was said of all draws.
+
+        Raises:
+            IndexError: a number out of range, or nothing is selected.
+        """
+        kept = [
+            _positions(name, i, n)
+            for name, i, n in zip(("chains", "draws"), (chains, draws), self.samples.shape, strict=False)
+        ]
+        samples = self.samples[torch.tensor(kept[0])[:, None], torch.tensor(kept[1])]
+        record = {key: value for key, value in self.diagnostics.items() if key not in OF_ALL_DRAWS}
+        return Posterior(samples, record | {"chains": len(kept[0]), "draws": len(kept[1])})
 
     @property
     def flat(self) -> Tensor:
@@ -123,6 +168,68 @@ class Posterior:
         high = self.flat.kthvalue(n + 1 - k, dim=0).values
         return Interval(low, high, (n + 1 - 2 * k) / (n + 1), k)
 
+    @property
+    def mcse_mean(self) -> Tensor:
+        r"""Monte Carlo standard error of :attr:`mean` ``(C, H, W)``.
+
+        From 4 draws a chain on it is ArviZ's, which allows for the draws' dependence. Of fewer, the chains are taken as independent,
+        which the chains of DPnP are: :math:`s/\sqrt{n}` with the standard deviation s of the n chains' means. The particles of a
+        population share ancestors; for them it is a lower bound.
+
+        Raises:
+            ValueError: there is one chain of fewer than 4 draws.
+        """
+        return self._monte_carlo_errors("mcse_mean")
+
+    @property
+    def mcse_std(self) -> Tensor:
+        r"""Monte Carlo standard error of :attr:`std` ``(C, H, W)``, as for :attr:`mcse_mean`.
+
+        Of single draws it is :math:`\sqrt{(m_4 - m_2^2)/n}/(2 \sqrt{m_2})`, with central moments :math:`m_k`; 0 where nothing varies.
+
+        Raises:
+            ValueError: there is one chain of fewer than 4 draws.
+        """
+        return self._monte_carlo_errors("mcse_std")
+
+    def _monte_carlo_errors(self, name: str) -> Tensor:
+        x = self.samples.flatten(2).numpy()
+        return (
+            torch.from_numpy(monte_carlo_errors(x, name)[name]).to(self.samples.dtype).reshape(self.samples.shape[2:])
+        )
+
+    def functional(self, f: Functional) -> Tensor:
+        """A number of each draw, for example ``lambda x: x.amax(dim=(1, 2, 3))``.
+
+        Args:
+            f: takes images ``(n, C, H, W)`` to numbers ``(n,)``.
+
+        Returns:
+            ``(chains, draws)``.
+
+        Raises:
+            ValueError: ``f`` returns something else, or a number that is not finite.
+        """
+        flat = self.flat
+        value = f(flat)
+        name = getattr(f, "__name__", type(f).__name__)
+        if not isinstance(value, Tensor) or value.shape != flat.shape[:1]:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"functional {name}: returned {found} for images {tuple(flat.shape)}; needed is ({len(flat)},)"
+            )
+        if value.is_complex() or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"functional {name}: returned numbers that are complex or not finite")
+        return value.detach().cpu().reshape(self.samples.shape[:2])
+
+    def to_xarray(self) -> Any:
+        """The draws as ``xarray.DataArray`` named ``x``, of dimensions (chain, draw, c, h, w); shares their memory."""
+        from xarray import DataArray
+
+        chains, draws = self.samples.shape[:2]
+        coordinates = {"chain": np.arange(chains), "draw": np.arange(draws)}
+        return DataArray(self.samples.numpy(), coordinates, ("chain", "draw", "c", "h", "w"), name="x")
+
     def to_arviz(self) -> Any:
         """The draws as ``arviz.InferenceData`` with one variable ``x`` of dimensions (chain, draw, c, h, w)."""
         arviz = _arviz()
@@ -131,19 +238,53 @@ class Posterior:
             return arviz.from_dict(posterior={"x": self.samples.numpy()}, dims={"x": ["c", "h", "w"]})
 
     def convergence(self) -> dict[str, float] | None:
-        """Worst split R-hat and smallest bulk and tail effective sample size over the pixels, by ArviZ.
+        """Worst split R-hat and smallest bulk and tail effective sample size over the pixels that vary, by ArviZ.
 
         Returns:
-            ``r_hat``, ``ess_bulk``, ``ess_tail``, or ``None`` for fewer than 4 draws a chain, where they do not exist.
+            ``r_hat`` (NaN for a single chain, infinite where every chain stands still at a value of its own), ``ess_bulk``, ``ess_tail``;
+            or ``None`` where they do not exist: for fewer than 4 draws a chain, and where no pixel varies. For what they mean see
+            :meth:`diagnose`.
         """
-        if self.samples.shape[1] < 4:
+        if self.samples.shape[1] < LEAST_DRAWS:
             return None
-        arviz, data = _arviz(), self.to_arviz()
+        x = self.samples.flatten(2).numpy()
+        x = x[..., np.ptp(x, axis=(0, 1)) > 0]
+        if x.shape[-1] == 0:
+            return None
+        found = arviz_statistics(x, "r_hat", "ess_bulk", "ess_tail")
         return {
-            "r_hat": float(np.nanmax(arviz.rhat(data)["x"].values)),
-            "ess_bulk": float(np.nanmin(arviz.ess(data, method="bulk")["x"].values)),
-            "ess_tail": float(np.nanmin(arviz.ess(data, method="tail")["x"].values)),
+            "r_hat": float(found["r_hat"].max()),
+            "ess_bulk": float(found["ess_bulk"].min()),
+            "ess_tail": float(found["ess_tail"].min()),
         }
+
+    def diagnose(self, functionals: Mapping[str, Functional] | Sequence[str] = ()) -> Diagnosis:
+        """Everything that is known about how far these draws can be trusted, with a verdict in words.
+
+        Args:
+            functionals: see :func:`dpnp_inference.diagnostics.diagnose`, also for errors.
+        """
+        from dpnp_inference.diagnostics import diagnose
+
+        return diagnose(self, functionals)
+
+    def plot(self, value_range: tuple[float, float] | None = None, *, draws: int = 5) -> Figure:
+        """Mean, standard deviation and some draws; see :func:`dpnp_inference.plots.plot_images`."""
+        from dpnp_inference.plots import plot_images
+
+        return plot_images(self, value_range, draws=draws)
+
+    def plot_traces(self, functionals: Mapping[str, Functional] | None = None) -> Figure:
+        """Functionals of each chain's draws in turn; see :func:`dpnp_inference.plots.plot_traces`."""
+        from dpnp_inference.plots import plot_traces
+
+        return plot_traces(self, functionals)
+
+    def plot_ranks(self, functionals: Mapping[str, Functional] | None = None) -> Figure:
+        """Ranks of each chain's draws among all; see :func:`dpnp_inference.plots.plot_ranks`."""
+        from dpnp_inference.plots import plot_ranks
+
+        return plot_ranks(self, functionals)
 
     def save(self, directory: str | Path) -> Path:
         """Write ``samples.safetensors`` and ``diagnostics.json``, both or neither.
@@ -182,6 +323,85 @@ class Posterior:
                 )
         diagnostics = json.loads((folder / DIAGNOSTICS).read_text(encoding="utf-8"))
         return cls(load_file(folder / SAMPLES)["samples"], diagnostics)
+
+
+def arviz_statistics(x: npt.NDArray[Any], *names: str) -> dict[str, Floats]:
+    """ArviZ's statistics of several quantities.
+
+    Args:
+        x: ``(chains, draws, m)``, of at least 4 draws.
+        names: of ``r_hat`` (rank-normalised, split), ``ess_bulk``, ``ess_tail``, ``mcse_mean``, ``mcse_std``.
+
+    Returns:
+        ``(m,)`` for each name. A quantity that varies, but in no chain, has infinite R-hat.
+    """
+    arviz = _arviz()
+    compute = {
+        "r_hat": arviz.rhat,
+        "ess_bulk": lambda data: arviz.ess(data, method="bulk"),
+        "ess_tail": lambda data: arviz.ess(data, method="tail"),
+        "mcse_mean": lambda data: arviz.mcse(data, method="mean"),
+        "mcse_std": lambda data: arviz.mcse(data, method="sd"),
+    }
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.filterwarnings("ignore", "More chains")
+        data = arviz.from_dict(posterior={"x": x})
+        found = {name: np.asarray(compute[name](data)["x"].values, np.float64).reshape(x.shape[2:]) for name in names}
+    if "r_hat" in found and len(x) > 1:
+        found["r_hat"][np.isnan(found["r_hat"]) & (np.ptp(x, axis=(0, 1)) > 0)] = np.inf
+    return found
+
+
+def monte_carlo_errors(x: npt.NDArray[Any], *names: str) -> dict[str, Floats]:
+    """``mcse_mean`` and ``mcse_std`` of several quantities, as :attr:`Posterior.mcse_mean` says.
+
+    Args:
+        x: ``(chains, draws, m)``.
+        names: which of the two.
+
+    Returns:
+        ``(m,)`` for each name, 0 where nothing varies.
+
+    Raises:
+        ValueError: there is one chain of fewer than 4 draws.
+    """
+    chains, draws, _ = x.shape
+    x = x.astype(np.float64)
+    varies = np.ptp(x, axis=(0, 1)) > 0
+    found = {name: np.zeros(x.shape[2]) for name in names}
+    if draws >= LEAST_DRAWS:
+        if varies.any():
+            for name, value in arviz_statistics(x[..., varies], *names).items():
+                found[name][varies] = value
+        return found
+    if chains < 2:
+        raise ValueError(
+            f"a Monte Carlo error needs several chains or {LEAST_DRAWS} draws of one; there is 1 chain of {draws}"
+        )
+    centred = x - x.mean((0, 1))
+    of_mean = centred.mean(1).std(0, ddof=1) / math.sqrt(chains)
+    square = centred**2
+    of_square = square.mean(1).std(0, ddof=1) / math.sqrt(chains)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_std = of_square / (2 * np.sqrt(square.mean((0, 1))))
+    for name, value in (("mcse_mean", of_mean), ("mcse_std", of_std)):
+        if name in found:
+            found[name][varies] = value[varies]
+    return found
+
+
+def _positions(name: str, index: Index, length: int) -> list[int]:
+    """Numbers from 0 that an index selects out of so many."""
+    if isinstance(index, slice):
+        found = list(range(length))[index]
+    else:
+        found = [operator.index(i) for i in ([index] if isinstance(index, int) else index)]
+        wrong = [i for i in found if not -length <= i < length]
+        if wrong:
+            raise IndexError(f"{name} = {wrong[0]}; there are {length}, numbered from 0")
+    if not found:
+        raise IndexError(f"{name} = {index} selects none of {length}")
+    return found
 
 
 def _arviz() -> Any:
