@@ -643,7 +643,10 @@ def _judge(
         return longer, notes, "run longer" if longer else "converged" if agree else "no objection"
     if draws < LEAST_DRAWS:
         if chains < LEAST_SINGLE_DRAWS:
-            what = f"there are {_count(chains, 'chain')} of {_count(draws, 'draw')}; give {LEAST_SINGLE_DRAWS} chains, or {LEAST_CHAINS} chains of many draws"
+            what = (
+                f"there are {_count(chains, 'chain')} of {_count(draws, 'draw')}; give {LEAST_SINGLE_DRAWS} chains, or {LEAST_CHAINS} chains "
+                "of many draws"
+            )
             return [what, *longer], notes, "too few draws"
         groups = [f for f in functionals if f.groups is not None]
         if groups and kind == "chains":

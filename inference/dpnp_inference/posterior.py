@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dpnp_inference.diagnostics import Diagnosis
+    from dpnp_inference.streaming import RunningPosterior
 
-SAMPLES, DIAGNOSTICS = "samples.safetensors", "diagnostics.json"
+SAMPLES, DIAGNOSTICS, STATISTICS = "samples.safetensors", "diagnostics.json", "statistics.safetensors"
 OF_ALL_DRAWS = ("convergence", "chains", "draws")  # entries of the record that are not those of a part of the draws
 LEAST_DRAWS = 4  # of a chain, below which ArviZ's R-hat and effective sample sizes do not exist
 
@@ -57,15 +58,22 @@ class Posterior:
     Attributes:
         samples: ``(chains, draws, C, H, W)`` on the CPU, in the prior's value range.
         diagnostics: JSON-able record: schedule, network and forward calls, acceptance, residuals, seconds, warnings.
+        statistics: of a run that did not keep all its draws, those of all of them; then mean, standard deviation, quantiles, intervals
+            and the mean's Monte Carlo error are theirs, and ``samples`` are the draws that were kept.
     """
 
     samples: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    statistics: RunningPosterior | None = None
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 5 or 0 in self.samples.shape:
             raise ValueError(
                 f"samples has shape {tuple(self.samples.shape)}; needed is (chains, draws, C, H, W), none empty"
+            )
+        if self.statistics is not None and self.statistics.image_shape != tuple(self.samples.shape[2:]):
+            raise ValueError(
+                f"statistics are of images {self.statistics.image_shape}, samples of {tuple(self.samples.shape[2:])}; they must be equal"
             )
 
     def __getitem__(self, index: Index | tuple[Index, Index]) -> Posterior:
@@ -86,7 +94,7 @@ class Posterior:
             draws: likewise.
 
         Returns:
-            A posterior of its own, whose record is that of the run without what was said of all draws.
+            A posterior of its own, whose record is that of the run without what was said of all draws, and without their statistics.
 
         Raises:
             IndexError: a number out of range, or nothing is selected.
@@ -101,12 +109,14 @@ class Posterior:
 
     @property
     def flat(self) -> Tensor:
-        """All draws as one list ``(chains · draws, C, H, W)``."""
+        """All draws that were kept as one list ``(chains · draws, C, H, W)``."""
         return self.samples.flatten(0, 1)
 
     @property
     def mean(self) -> Tensor:
         """Posterior mean ``(C, H, W)``."""
+        if self.statistics is not None:
+            return self.statistics.mean
         return self.flat.mean(0)
 
     @property
@@ -116,6 +126,8 @@ class Posterior:
         Raises:
             ValueError: there is only one draw.
         """
+        if self.statistics is not None:
+            return self.statistics.std
         if len(self.flat) < 2:
             raise ValueError("a standard deviation needs at least 2 draws, there is 1")
         return self.flat.std(0)
@@ -140,6 +152,8 @@ class Posterior:
         Raises:
             ValueError: ``q`` is outside of [0, 1].
         """
+        if self.statistics is not None:
+            return self.statistics.quantile(q)
         if not 0 <= q <= 1:
             raise ValueError(f"q = {q}; it must be in [0, 1]")
         return torch.quantile(self.flat, q, dim=0)
@@ -156,14 +170,10 @@ class Posterior:
         Raises:
             ValueError: ``level`` is outside of (0, 1), or there are too few draws for it; says how many are needed.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level = {level}; it must be in (0, 1)")
+        if self.statistics is not None:
+            return self.statistics.interval(level)
         n = len(self.flat)
-        k = math.floor((n + 1) * (1 - level) / 2 + 1e-9)
-        if k < 1:
-            raise ValueError(
-                f"{n} draws are too few for level = {level}; at least {math.ceil(2 / (1 - level) - 1e-9) - 1} are needed"
-            )
+        k = interval_order(n, level)
         low = self.flat.kthvalue(k, dim=0).values
         high = self.flat.kthvalue(n + 1 - k, dim=0).values
         return Interval(low, high, (n + 1 - 2 * k) / (n + 1), k)
@@ -179,6 +189,8 @@ class Posterior:
         Raises:
             ValueError: there is one chain of fewer than 4 draws.
         """
+        if self.statistics is not None:
+            return self.statistics.mcse_mean
         return self._monte_carlo_errors("mcse_mean")
 
     @property
@@ -188,8 +200,10 @@ class Posterior:
         Of single draws it is :math:`\sqrt{(m_4 - m_2^2)/n}/(2 \sqrt{m_2})`, with central moments :math:`m_k`; 0 where nothing varies.
 
         Raises:
-            ValueError: there is one chain of fewer than 4 draws.
+            ValueError: there is one chain of fewer than 4 draws, or not all draws were kept.
         """
+        if self.statistics is not None:
+            raise ValueError("mcse_std needs all draws, of which only statistics were kept")
         return self._monte_carlo_errors("mcse_std")
 
     def _monte_carlo_errors(self, name: str) -> Tensor:
@@ -238,7 +252,7 @@ class Posterior:
             return arviz.from_dict(posterior={"x": self.samples.numpy()}, dims={"x": ["c", "h", "w"]})
 
     def convergence(self) -> dict[str, float] | None:
-        """Worst split R-hat and smallest bulk and tail effective sample size over the pixels that vary, by ArviZ.
+        """Worst split R-hat and smallest bulk and tail effective sample size of the kept draws over the pixels that vary, by ArviZ.
 
         Returns:
             ``r_hat`` (NaN for a single chain, infinite where every chain stands still at a value of its own), ``ess_bulk``, ``ess_tail``;
@@ -287,7 +301,7 @@ class Posterior:
         return plot_ranks(self, functionals)
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``samples.safetensors`` and ``diagnostics.json``, both or neither.
+        """Write ``samples.safetensors``, ``diagnostics.json`` and, if there are, ``statistics.safetensors``: all or none.
 
         Args:
             directory: the folder; files of these names in it are replaced.
@@ -299,11 +313,17 @@ class Posterior:
         target.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".posterior.", dir=target))
         try:
-            save_file({"samples": self.samples.contiguous()}, staging / SAMPLES)
-            (staging / SAMPLES).chmod(0o644)  # safetensors makes files that only their owner can read
+            tensors = {SAMPLES: {"samples": self.samples.contiguous()}}
+            if self.statistics is not None:
+                tensors[STATISTICS] = self.statistics.state_dict()
+            for name, content in tensors.items():
+                save_file(content, staging / name)
+                (staging / name).chmod(0o644)  # safetensors makes files that only their owner can read
             (staging / DIAGNOSTICS).write_text(json.dumps(self.diagnostics, indent=2) + "\n", encoding="utf-8")
-            for name in (SAMPLES, DIAGNOSTICS):
+            for name in (*tensors, DIAGNOSTICS):
                 os.replace(staging / name, target / name)
+            if self.statistics is None:
+                (target / STATISTICS).unlink(missing_ok=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
@@ -322,7 +342,12 @@ class Posterior:
                     f"{folder / name} is missing; a posterior's folder holds {SAMPLES} and {DIAGNOSTICS}"
                 )
         diagnostics = json.loads((folder / DIAGNOSTICS).read_text(encoding="utf-8"))
-        return cls(load_file(folder / SAMPLES)["samples"], diagnostics)
+        statistics = None
+        if (folder / STATISTICS).is_file():
+            from dpnp_inference.streaming import RunningPosterior
+
+            statistics = RunningPosterior.from_state_dict(load_file(folder / STATISTICS))
+        return cls(load_file(folder / SAMPLES)["samples"], diagnostics, statistics)
 
 
 def arviz_statistics(x: npt.NDArray[Any], *names: str) -> dict[str, Floats]:
@@ -388,6 +413,22 @@ def monte_carlo_errors(x: npt.NDArray[Any], *names: str) -> dict[str, Floats]:
         if name in found:
             found[name][varies] = value[varies]
     return found
+
+
+def interval_order(n: int, level: float) -> int:
+    """The largest k for which the k-th smallest and k-th largest of n draws cover at least ``level``.
+
+    Raises:
+        ValueError: ``level`` is outside of (0, 1), or there are too few draws for it; says how many are needed.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}; it must be in (0, 1)")
+    k = math.floor((n + 1) * (1 - level) / 2 + 1e-9)
+    if k < 1:
+        raise ValueError(
+            f"{n} draws are too few for level = {level}; at least {math.ceil(2 / (1 - level) - 1e-9) - 1} are needed"
+        )
+    return k
 
 
 def _positions(name: str, index: Index, length: int) -> list[int]:
