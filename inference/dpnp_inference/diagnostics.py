@@ -644,8 +644,8 @@ def _judge(
     if draws < LEAST_DRAWS:
         if chains < LEAST_SINGLE_DRAWS:
             what = (
-                f"there are {_count(chains, 'chain')} of {_count(draws, 'draw')}; give {LEAST_SINGLE_DRAWS} chains, or {LEAST_CHAINS} chains "
-                "of many draws"
+                f"there are {_count(chains, 'chain')} of {_count(draws, 'draw')}; give {LEAST_SINGLE_DRAWS} chains, or {LEAST_CHAINS} "
+                "chains of many draws"
             )
             return [what, *longer], notes, "too few draws"
         groups = [f for f in functionals if f.groups is not None]

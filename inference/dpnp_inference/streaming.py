@@ -118,14 +118,15 @@ class Histogram:
         ):  # the first is at least twice too narrow, and eight times that is wide enough for any two bins or more
             exponent += (_number(high, exponent) - _number(low, exponent) >= bins).to(torch.int64)
         first = _number(low, exponent)
-        where = ((exponent != self.exponent) | (first != self.first)).nonzero(as_tuple=True)
-        if len(where[0]) == 0:
+        where = ((exponent != self.exponent) | (first != self.first)).flatten().nonzero()[:, 0]
+        if len(where) == 0:
             return
-        old = torch.arange(bins, device=low.device)[:, None] + self.first[where]
-        shift = (exponent - self.exponent)[where].clamp(max=62)
-        new = ((old >> shift) - first[where]).clamp(0, bins - 1)  # bins beyond are empty
-        counts = self.counts[(slice(None), *where)]
-        self.counts[(slice(None), *where)] = torch.zeros_like(counts).scatter_add_(0, new, counts)
+        old = torch.arange(bins, device=low.device)[:, None] + self.first.flatten()[where]
+        shift = (exponent - self.exponent).flatten()[where].clamp(max=62)
+        new = ((old >> shift) - first.flatten()[where]).clamp(0, bins - 1)  # bins beyond are empty
+        flat = self.counts.view(bins, -1)
+        counts = flat[:, where]
+        flat[:, where] = torch.zeros_like(counts).scatter_add_(0, new, counts)
         self.exponent, self.first = exponent, first
 
     @property
@@ -374,8 +375,8 @@ class RunningPosterior:
     def quantile_error(self) -> Tensor:
         """Largest error of a quantile, and widening of an interval's end, beyond the extremes: the width of a bin ``(C, H, W)``.
 
-        It lies between the pixel's range over ``bins`` and twice its range over ``bins - 1``, or is a millionth of a millionth of the largest
-        value, if that is more.
+        It lies between the pixel's range over ``bins`` and twice its range over ``bins - 1``, or is a millionth of a millionth of the
+        largest value, if that is more.
 
         Raises:
             ValueError: there is no histogram.
