@@ -111,8 +111,8 @@ def main() -> None:
             + " |"
         )
     text = (
-        f"{arguments.chains} chains, images of {arguments.side} x {arguments.side} pixels; figures are averages over pixels (R-hat: the worst), "
-        "of the kept draws / of the statistics.\n\n"
+        f"{arguments.chains} chains, images of {arguments.side} x {arguments.side} pixels; figures are averages over pixels (R-hat: the "
+        "worst), of the kept draws / of the statistics.\n\n"
         "| draws a chain | peak, all kept (MiB) | peak, statistics (MiB) | ms for a draw of all chains | mean | std | median | "
         "width of 90% intervals | R-hat |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
