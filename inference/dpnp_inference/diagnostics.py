@@ -34,6 +34,7 @@ from torch import Tensor
 from dpnp_inference.calibration import UNCERTAIN
 from dpnp_inference.plots import mean_intensity
 from dpnp_inference.posterior import LEAST_DRAWS, Floats, Functional, Posterior, arviz_statistics, monte_carlo_errors
+from dpnp_inference.streaming import RunningPosterior
 from dpnp_inference.userfile import resolve_user_files
 
 R_HAT = 1.01  # above it chains have not mixed (Vehtari et al. 2021, section 4)
@@ -109,13 +110,13 @@ class PixelSummary:
         judged: those whose standard deviation is at least a tenth of the image's root-mean-square one. They decide.
         evaluated: those of them that ArviZ was asked about: all, or the ones of largest split R-hat before ranks are taken.
         mcse_mean: median over the judged pixels of the Monte Carlo error of the mean over the standard deviation.
-        mcse_std: likewise of the standard deviation's.
+        mcse_std: likewise of the standard deviation's; None where only statistics were kept.
         r_hat: largest of a judged pixel; infinite where every chain stands still at a value of its own.
         r_hat_limit: from where on R-hat counts; see :func:`r_hat_limit`.
         above: judged pixels above the limit.
         disagree: judged pixels by which chains disagree.
-        ess_bulk: smallest of a judged pixel.
-        ess_tail: likewise.
+        ess_bulk: smallest of a judged pixel; that by batch means where only statistics were kept.
+        ess_tail: likewise; None where only statistics were kept.
         short: judged pixels of a bulk or tail effective sample size that is too small.
         worst: the ten judged pixels of largest R-hat: ``c``, ``h``, ``w``, ``r_hat``, ``ess_bulk``, ``ess_tail``.
     """
@@ -134,6 +135,11 @@ class PixelSummary:
     ess_tail: float | None = None
     short: int = 0
     worst: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def ess(self) -> float | None:
+        """The smaller of the two effective sample sizes, as far as there are."""
+        return min((ess for ess in (self.ess_bulk, self.ess_tail) if ess is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -303,6 +309,10 @@ class Diagnosis:
 def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Sequence[str] = ()) -> Diagnosis:
     """Look at a posterior's draws and at the record of how they came about.
 
+    Where a run has kept :attr:`statistics <dpnp_inference.posterior.Posterior.statistics>` in place of its draws, the pixels are judged by
+    these, by split R-hat without ranks and the effective sample size by batch means; functionals are those of the draws that were kept, and
+    are shown without being judged.
+
     Args:
         posterior: the draws, of any number of chains and draws.
         functionals: numbers to look at beside the built-in ones, each a callable ``(n, C, H, W)`` to ``(n,)``: by name, or a list of class
@@ -328,15 +338,23 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
     kind: Kind = (
         "population" if "populations" in record else "replica exchange" if "replica_exchange" in record else "chains"
     )
-    x = posterior.samples.flatten(2).double().numpy()
-    shape = tuple(posterior.samples.shape[2:])
-    spread = x.std((0, 1))
-    judged = np.flatnonzero((spread > 0) & (spread >= UNCERTAIN * math.sqrt(float((spread**2).mean()))))
-    pixels, maps = _look_at_pixels(x, judged, shape)
-    summaries = _summarise(values)
-    stages = stages_of(record)
-    halves = None if chains < 4 or len(judged) == 0 else _halves(x[..., judged], draws)
-    reasons, notes, verdict = _judge(kind, chains, draws, summaries, pixels, stages, record)
+    summaries, stages, notes = _summarise(values), stages_of(record), list[str]()
+    statistics = posterior.statistics
+    if statistics is not None and statistics.kept_draws >= LEAST_DRAWS:
+        chains, draws, halves = len(statistics.chains), statistics.kept_draws, None
+        pixels, maps = _look_at_statistics(statistics)
+        notes.append(
+            f"pixels are judged by statistics of {statistics.count} draws, of which {len(posterior.flat)} were kept; functionals are of "
+            "these, and not judged"
+        )
+        judged_functionals: list[FunctionalSummary] = []
+    else:
+        x = posterior.samples.flatten(2).double().numpy()
+        judged = _judged(x.std((0, 1)))
+        pixels, maps = _look_at_pixels(x, judged, tuple(posterior.samples.shape[2:]))
+        halves = None if chains < 4 or len(judged) == 0 else _halves(x[..., judged], draws)
+        judged_functionals = summaries
+    reasons, verdict = _judge(kind, chains, draws, judged_functionals, pixels, stages, record, notes)
     calls = {name: record.get(name) for name in ("network_calls", "forward_calls", "seconds")}
     return Diagnosis(
         verdict, reasons, notes, kind, chains, draws, summaries, pixels, halves, stages, **calls, maps=maps
@@ -530,6 +548,35 @@ def _of_varying(x: Floats, varies: Any, *names: str) -> dict[str, Floats]:
     return found
 
 
+def _judged(spread: Floats) -> Any:
+    """Numbers of the pixels that decide, by their standard deviations ``(m,)``."""
+    return np.flatnonzero((spread > 0) & (spread >= UNCERTAIN * math.sqrt(float((spread**2).mean()))))
+
+
+def _look_at_statistics(statistics: RunningPosterior) -> tuple[PixelSummary, dict[str, Tensor]]:
+    """Summary and maps of the pixels of a run whose draws were not kept; R-hat and what needs it as far as chains are complete."""
+    spread = statistics.std.double().flatten().numpy()
+    judged = _judged(spread)
+    found = {"ess_bulk": statistics.ess, "mcse_mean": statistics.mcse_mean}
+    if len(statistics.chains) > 1:
+        found |= {"r_hat": statistics.r_hat, "disagree": statistics.persistence}
+    flat = {name: value.double().flatten().numpy() for name, value in found.items()}
+    error = float(np.median(flat["mcse_mean"][judged] / spread[judged])) if len(judged) else None
+    summary = PixelSummary(len(spread), int((spread == 0).sum()), len(judged), len(judged), error, None)
+    if len(judged):
+        persistent = flat.get("disagree", np.zeros_like(spread)) >= PERSISTENT
+        summary = _summarise_pixels(
+            summary,
+            judged,
+            flat,
+            persistent[judged],
+            len(statistics.chains),
+            statistics.kept_draws,
+            statistics.image_shape,
+        )
+    return summary, {name: torch.from_numpy(value).reshape(statistics.image_shape) for name, value in flat.items()}
+
+
 def _look_at_pixels(x: Floats, judged: Any, shape: tuple[int, ...]) -> tuple[PixelSummary, dict[str, Tensor]]:
     """Summary and maps of the pixels ``(chains, draws, m)``, of which some are judged (their numbers)."""
     chains, draws, total = x.shape
@@ -558,31 +605,37 @@ def _look_at_pixels(x: Floats, judged: Any, shape: tuple[int, ...]) -> tuple[Pix
         for name, value in arviz_statistics(x[..., evaluated], *names).items():
             found[name] = np.full(total, np.nan)
             found[name][evaluated] = value
-        summary = _summarise_pixels(summary, x, evaluated, found, shape)
+        persistent = persistence(x[..., evaluated]) >= PERSISTENT if chains > 1 else np.zeros(len(evaluated), bool)
+        summary = _summarise_pixels(summary, evaluated, found, persistent, chains, draws, shape)
     maps = {name: torch.from_numpy(value).reshape(shape) for name, value in found.items()}
     return summary, maps
 
 
 def _summarise_pixels(
-    summary: PixelSummary, x: Floats, evaluated: Any, found: dict[str, Floats], shape: tuple[int, ...]
+    summary: PixelSummary,
+    evaluated: Any,
+    found: dict[str, Floats],
+    persistent: Any,
+    chains: int,
+    draws: int,
+    shape: tuple[int, ...],
 ) -> PixelSummary:
     """Add what chains of several draws tell; ``found`` gets the map of pixels by which chains disagree."""
-    chains, draws, total = x.shape
-    bulk, tail = found["ess_bulk"][evaluated], found["ess_tail"][evaluated]
-    summary = dataclasses.replace(
-        summary, ess_bulk=float(bulk.min()), ess_tail=float(tail.min()), short=int(((bulk < ESS) | (tail < ESS)).sum())
-    )
+    ess = {name: found[name][evaluated] for name in ("ess_bulk", "ess_tail") if name in found}
+    least = {name: float(value.min()) for name, value in ess.items()}
+    short = int((np.min(list(ess.values()), axis=0) < ESS).sum())
+    summary = dataclasses.replace(summary, short=short, ess_bulk=least["ess_bulk"], ess_tail=least.get("ess_tail"))
     if chains == 1:
         return summary
     r_hat = found["r_hat"][evaluated]
     limit = r_hat_limit(chains, draws, summary.judged)
-    stuck = (r_hat > max(R_HAT_DISAGREE, limit)) & (persistence(x[..., evaluated]) >= PERSISTENT)
-    found["disagree"] = np.zeros(total)
+    stuck = (r_hat > max(R_HAT_DISAGREE, limit)) & persistent
+    found["disagree"] = np.zeros(summary.total)
     found["disagree"][evaluated[stuck]] = 1
     worst = []
     for i in np.argsort(-r_hat, kind="stable")[:10]:
         c, h, w = (int(at) for at in np.unravel_index(evaluated[i], shape))
-        figures = {"r_hat": float(r_hat[i]), "ess_bulk": float(bulk[i]), "ess_tail": float(tail[i])}
+        figures = {"r_hat": float(r_hat[i])} | {name: float(value[i]) for name, value in ess.items()}
         worst.append({"c": c, "h": h, "w": w, **figures})
     return dataclasses.replace(
         summary,
@@ -621,9 +674,9 @@ def _judge(
     pixels: PixelSummary,
     stages: list[Stage],
     record: Mapping[str, Any],
-) -> tuple[list[str], list[str], Verdict]:
-    """Reasons, notes and verdict, by the rules of docs/diagnostics.md."""
-    notes: list[str] = []
+    notes: list[str],
+) -> tuple[list[str], Verdict]:
+    """Reasons and verdict, by the rules of docs/diagnostics.md; adds to the notes."""
     if pixels.judged == 0 and chains * draws > 1:
         notes.append("no pixel varies: every draw is the same image")
     if pixels.evaluated < pixels.judged:
@@ -635,26 +688,22 @@ def _judge(
         agree, more = _look_at_populations(record, notes)
         longer += more
         if chains < LEAST_SINGLE_DRAWS:
-            return (
-                [f"there are {_count(chains, 'particle')}; give at least {LEAST_SINGLE_DRAWS}"],
-                notes,
-                "too few draws",
-            )
-        return longer, notes, "run longer" if longer else "converged" if agree else "no objection"
+            return [f"there are {_count(chains, 'particle')}; give at least {LEAST_SINGLE_DRAWS}"], "too few draws"
+        return longer, "run longer" if longer else "converged" if agree else "no objection"
     if draws < LEAST_DRAWS:
         if chains < LEAST_SINGLE_DRAWS:
             what = (
                 f"there are {_count(chains, 'chain')} of {_count(draws, 'draw')}; give {LEAST_SINGLE_DRAWS} chains, or {LEAST_CHAINS} "
                 "chains of many draws"
             )
-            return [what, *longer], notes, "too few draws"
+            return [what, *longer], "too few draws"
         groups = [f for f in functionals if f.groups is not None]
         if groups and kind == "chains":
-            return [_describe_groups(groups), *longer], notes, "chains disagree"
+            return [_describe_groups(groups), *longer], "chains disagree"
         if groups:
             notes.append(_describe_groups(groups))
         _note_single_draws(chains, draws, pixels, notes)
-        return longer, notes, "run longer" if longer else "no objection"
+        return longer, "run longer" if longer else "no objection"
     return _judge_chains(kind, chains, draws, functionals, pixels, longer, notes)
 
 
@@ -666,7 +715,7 @@ def _judge_chains(
     pixels: PixelSummary,
     of_the_run: list[str],
     notes: list[str],
-) -> tuple[list[str], list[str], Verdict]:
+) -> tuple[list[str], Verdict]:
     """Chains of several draws: R-hat and effective sample sizes."""
     disagree: list[str] = []
     longer = list(of_the_run)
@@ -709,7 +758,7 @@ def _judge_chains(
         ess, name = min(small)
         longer.append(f"the effective sample size of {name} is {ess:.0f}, less than {ESS:.0f}{_advise(ess, draws)}")
     elif pixels.short > PIXELS_ALLOWED * pixels.judged:
-        ess = min(pixels.ess_bulk or 0.0, pixels.ess_tail or 0.0)
+        ess = pixels.ess or 0.0
         longer.append(
             f"{pixels.short} of {pixels.judged} pixels have an effective sample size less than {ESS:.0f}, the least {ess:.0f}"
             f"{_advise(ess, draws)}"
@@ -720,8 +769,9 @@ def _judge_chains(
             if kind == "chains"
             else "replicas did not carry the chains between modes: more burn_in and more thin, or a finer ladder"
         )
-        return [*disagree, *of_the_run], [*notes, remedy], "chains disagree"
-    return longer, notes, "run longer" if longer else "converged"
+        notes.append(remedy)
+        return [*disagree, *of_the_run], "chains disagree"
+    return longer, "run longer" if longer else "converged"
 
 
 def _objections_of_the_run(stages: list[Stage], record: Mapping[str, Any]) -> list[str]:

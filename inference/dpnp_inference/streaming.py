@@ -23,6 +23,7 @@ from dpnp_inference.posterior import LEAST_DRAWS, Interval, interval_order
 
 SMALLEST_BIN = -100  # exponent of two
 BIN_DIGITS = 40  # binary digits of a bin's number, at most
+WORK = 4  # images of each chain that is under way
 
 
 @dataclass
@@ -156,7 +157,7 @@ class RunningPosterior:
     Draws may come in any order of chains, a chain's own in their order. Results do not depend on how chains are grouped or shared out, up
     to the rounding of floating-point sums; extremes and histograms not even by that.
 
-    The memory is that of ``2 extremes + bins`` images in single precision and of 10 in double precision, and of 3 in double precision for
+    The memory is that of ``2 extremes + bins`` images in single precision and of 14 in double precision, and of 4 in double precision for
     each chain that is under way (none for single draws). Neither the number of draws nor that of finished chains matters.
 
     Args:
@@ -215,7 +216,10 @@ class RunningPosterior:
         self._halves = Moments.none(self.image_shape, self.device)  # means of the half chains
         self._within = Moments.none(self.image_shape, self.device)  # their variances
         self._batches = Moments.none(self.image_shape, self.device)  # means of the batches
-        self._work: dict[int, Tensor] = {}  # of a chain under way: mean and squares of its half, sum of its batch
+        self._chains = Moments.none(self.image_shape, self.device)  # averages of a chain's two half means
+        self._apart = Moments.none(self.image_shape, self.device)  # half the squares of their differences
+        # of a chain under way: mean and squares of its half, sum of its batch, mean of its first half
+        self._work: dict[int, Tensor] = {}
         edge = torch.full((extremes, *self.image_shape), math.inf, dtype=dtype, device=self.device)
         self._low, self._high = edge, -edge
         self._histogram = Histogram(bins, self.image_shape, self.device)
@@ -265,9 +269,9 @@ class RunningPosterior:
         if self._batch == 1:  # every draw is a batch; with fewer than 4 there are no halves
             self._batches.add(x)
             return
-        zero = torch.zeros((3, *self.image_shape), dtype=torch.float64, device=self.device)
+        zero = torch.zeros((WORK, *self.image_shape), dtype=torch.float64, device=self.device)
         work = torch.stack([self._work.get(chain, zero) for chain in chains])
-        mean, square, batch = work.unbind(1)  # views
+        mean, square, batch, first = work.unbind(1)  # views
         place = self._place_in_half(t)
         if place is not None:
             delta = x - mean
@@ -276,6 +280,11 @@ class RunningPosterior:
             if place + 1 == self._half:
                 self._halves.add(mean)
                 self._within.add(square / (self._half - 1))
+                if t + 1 == self._half:
+                    first.copy_(mean)
+                elif t + 1 == self._kept:
+                    self._chains.add((first + mean) / 2)
+                    self._apart.add((first - mean).square() / 2)
                 mean.zero_()
                 square.zero_()
         batch += x
@@ -312,15 +321,15 @@ class RunningPosterior:
         if both:
             raise ValueError(f"chains {both} are in both; a chain's draws must all go to one")
         self._seen |= other._seen
-        for mine_, theirs_ in zip(self._moments(), other._moments(), strict=True):
-            mine_.merge(theirs_)
+        for name, moments in self._moments().items():
+            moments.merge(other._moments()[name])
         self._low, self._high = self._joined(other._low.to(self.device), other._high.to(self.device))
         if self.bins and self._all.count:
             self._histogram.merge(other._histogram, self._low[0], self._high[-1])
         self._work |= {chain: state.to(self.device, copy=True) for chain, state in other._work.items()}
 
-    def _moments(self) -> tuple[Moments, Moments, Moments, Moments]:
-        return self._all, self._halves, self._within, self._batches
+    def _moments(self) -> dict[str, Moments]:
+        return {name: getattr(self, f"_{name}") for name in ("all", "halves", "within", "batches", "chains", "apart")}
 
     def _arguments(self) -> dict[str, object]:
         names = ("image_shape", "draws", "burn_in", "thin", "extremes", "bins", "dtype")
@@ -330,6 +339,11 @@ class RunningPosterior:
     def count(self) -> int:
         """Number of draws kept so far, of all chains together."""
         return self._all.count
+
+    @property
+    def kept_draws(self) -> int:
+        """Draws of each chain that are to be kept: ``draws`` less burn-in and thinning."""
+        return self._kept
 
     @property
     def chains(self) -> dict[int, int]:
@@ -437,6 +451,21 @@ class RunningPosterior:
         return (self._halves.variance / self._within.mean + (self._half - 1) / self._half).sqrt().to(self.dtype)
 
     @property
+    def persistence(self) -> Tensor:
+        """Correlation of a chain's two halves ``(C, H, W)``, of the complete chains; see :func:`dpnp_inference.diagnostics.persistence`.
+
+        Raises:
+            ValueError: chains have fewer than 4 draws, or fewer than 2 are complete.
+        """
+        if self._half == 0 or self._chains.count < 2:
+            raise ValueError(
+                f"persistence needs at least {LEAST_DRAWS} kept draws a chain and 2 complete chains; there are {self._kept} and "
+                f"{self._chains.count}"
+            )
+        between, within = 2 * self._chains.variance, self._apart.mean
+        return ((between - within) / (between + within)).nan_to_num(0.0).to(self.dtype)
+
+    @property
     def ess(self) -> Tensor:
         r"""Effective sample size of the mean ``(C, H, W)``, by batch means: :math:`n s^2/(b s_b^2)`, NaN where nothing varies.
 
@@ -477,7 +506,7 @@ class RunningPosterior:
         state = {
             "arguments": torch.tensor([self.draws, self.burn_in, self.thin, self.extremes, self.bins]),
             "seen": torch.tensor(sorted(self._seen.items()), dtype=torch.int64).reshape(-1, 2),
-            "count": torch.tensor([m.count for m in self._moments()]),
+            "count": torch.tensor([m.count for m in self._moments().values()]),
             "low": self._low,
             "high": self._high,
             "histogram": self._histogram.counts,
@@ -486,9 +515,9 @@ class RunningPosterior:
             "work_chains": torch.tensor(list(self._work), dtype=torch.int64),
             "work": torch.stack([*self._work.values()])
             if self._work
-            else self._all.mean.new_zeros((0, 3, *self.image_shape)),
+            else self._all.mean.new_zeros((0, WORK, *self.image_shape)),
         }
-        for name, moments in zip(("all", "halves", "within", "batches"), self._moments(), strict=True):
+        for name, moments in self._moments().items():
             state |= {f"{name}_mean": moments.mean, f"{name}_square": moments.square}
         return {name: value.clone() for name, value in state.items()}
 
@@ -517,9 +546,7 @@ class RunningPosterior:
                 )
         copy = {name: value.to(self.device, copy=True) for name, value in state.items()}
         self._seen = {int(chain): int(number) for chain, number in copy["seen"].tolist()}
-        for name, moments, count in zip(
-            ("all", "halves", "within", "batches"), self._moments(), copy["count"].tolist(), strict=True
-        ):
+        for (name, moments), count in zip(self._moments().items(), copy["count"].tolist(), strict=True):
             moments.count, moments.mean, moments.square = count, copy[f"{name}_mean"], copy[f"{name}_square"]
         self._low, self._high = copy["low"], copy["high"]
         self._histogram.counts = copy["histogram"]

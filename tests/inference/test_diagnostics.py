@@ -3,7 +3,6 @@ import io
 import json
 import math
 
-import arviz
 import numpy as np
 import pytest
 import torch
@@ -22,10 +21,14 @@ from dpnp_inference.diagnostics import (
     r_hat_limit,
     stages_of,
 )
+from dpnp_inference.posterior import _arviz
+from dpnp_inference.streaming import RunningPosterior
 from dpnp_shared.analytic import GaussianMixturePrior, GaussianPrior
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise
 from dpnp_shared.operators import MatrixOperator, RandomInpainting
+
+arviz = _arviz()  # which once a day announces its future by a warning
 
 SHAPE = (3, 2, 4)
 
@@ -414,3 +417,43 @@ def test_acceptance_is_in_the_table():
     console = Console(record=True, width=120, file=io.StringIO())
     console.print(found)
     assert "acceptance" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("samples", "verdict"),
+    [
+        (noise(4, 300), "converged"),
+        (bumped(noise(6, 100), 2), "chains disagree"),
+        (autoregressive(12, 300, 0.97), "run longer"),
+        (noise(2, 300), "run longer"),
+        (noise(1, 500), "run longer"),
+        (torch.zeros(4, 50, *SHAPE), "converged"),
+    ],
+    ids=["mixed", "modes", "slow", "two", "one", "constant"],
+)
+def test_statistics_without_draws_give_the_same_verdict(samples, verdict):
+    chains, draws = samples.shape[:2]
+    running = RunningPosterior(SHAPE, draws=draws)
+    for t in range(draws):
+        running.update(samples[:, t], range(chains))
+    found, stored = diagnose(Posterior(samples[:, -1:], {}, running)), diagnose(Posterior(samples))
+    assert found.verdict == verdict, found.describe()
+    assert stored.verdict == verdict, stored.describe()
+    assert (found.chains, found.draws) == (chains, draws)
+    assert (found.pixels.constant, found.pixels.judged) == (stored.pixels.constant, stored.pixels.judged)
+    if "disagree" in stored.maps:
+        assert torch.equal(found.maps["disagree"], stored.maps["disagree"])
+        assert found.pixels.disagree == stored.pixels.disagree
+    if chains > 1:
+        exact = torch.from_numpy(persistence(samples.flatten(2).double().numpy())).reshape(SHAPE)
+        torch.testing.assert_close(running.persistence.double(), exact, rtol=1e-4, atol=1e-5)
+    assert "these, and not judged" in found.notes[0]
+    json.dumps(found.to_json(), allow_nan=False)
+    Console(quiet=True).print(found)
+
+
+def test_statistics_of_single_draws_are_judged_by_the_draws():
+    x = bumped(noise(40, 1), 13)
+    running = RunningPosterior(SHAPE)
+    running.update(x[:, 0], range(40))
+    assert diagnose(Posterior(x, {}, running)).verdict == "chains disagree"

@@ -1,11 +1,13 @@
 import os
 
-import arviz
 import pytest
 import torch
 
 from dpnp_inference import ChainGenerators, Posterior
 from dpnp_inference.metrics import coverage, psnr, ssim
+from dpnp_inference.posterior import _arviz
+
+arviz = _arviz()  # which once a day announces its future by a warning
 
 
 def make(chains=13, draws=3, shape=(1, 2, 4)) -> Posterior:

@@ -1,12 +1,14 @@
 import math
 
-import arviz
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dpnp_inference import Posterior
+from dpnp_inference.posterior import _arviz
 from dpnp_inference.streaming import RunningPosterior, extremes_needed
+
+arviz = _arviz()  # which once a day announces its future by a warning
 
 CHAINS, DRAWS, SHAPE = 5, 51, (3, 4, 6)
 
