@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ from dpnp_inference.posterior import LEAST_DRAWS, Interval, interval_order
 SMALLEST_BIN = -100  # exponent of two
 BIN_DIGITS = 40  # binary digits of a bin's number, at most
 WORK = 4  # images of each chain that is under way
+LEVEL, LEAST_EXTREMES, MOST_EXTREMES = (
+    0.9,
+    8,
+    32,
+)  # a store's extremes reach to the interval of this level, within limits
+
+Keep = Literal["all", "statistics"] | int
 
 
 @dataclass
@@ -588,6 +596,114 @@ class RunningPosterior:
     def nbytes(self) -> int:
         """Memory of the statistics."""
         return sum(value.numel() * value.element_size() for value in self.state_dict().values())
+
+
+class DrawStore:
+    """Takes a sampler's draws one by one and keeps what was asked for.
+
+    Args:
+        keep: ``"all"`` draws and no statistics; ``"statistics"`` of all draws and the last draw of each chain; or a number: statistics, and
+            so many draws of each chain, evenly spaced and the last among them.
+        image_shape: ``(C, H, W)``.
+        chains: how many, numbered from 0.
+        draws: of each chain.
+        dtype: of the draws.
+
+    Attributes:
+        statistics: of all draws so far; None if all are kept.
+
+    Raises:
+        ValueError: ``keep`` is something else, or more than there are draws.
+    """
+
+    def __init__(
+        self, keep: Keep, image_shape: Sequence[int], *, chains: int, draws: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        if isinstance(keep, str) and keep not in ("all", "statistics"):
+            raise ValueError(f"keep = {keep!r}; allowed are 'all', 'statistics' and a number of draws")
+        number = {"all": draws, "statistics": 1}[keep] if isinstance(keep, str) else keep
+        if not 1 <= number <= draws:
+            raise ValueError(f"keep = {keep}; it must be from 1 to draws = {draws}")
+        self.statistics: RunningPosterior | None = None
+        if keep != "all":
+            n = chains * draws
+            needed = interval_order(n, LEVEL) if n >= 2 / (1 - LEVEL) - 1 else 1
+            extremes = min(max(needed, LEAST_EXTREMES), MOST_EXTREMES)
+            self.statistics = RunningPosterior(image_shape, draws=draws, extremes=extremes, dtype=dtype)
+        self._places = {
+            (i + 1) * draws // number - 1: i for i in range(number)
+        }  # of a chain's draw among those that are kept
+        self._samples = torch.zeros((chains, number, *image_shape), dtype=dtype)
+        self._seen = torch.zeros(chains, dtype=torch.int64)
+        self._draws = draws
+
+    def add(self, x: Tensor, chains: range) -> None:
+        """Take in one draw of each of some chains.
+
+        Args:
+            x: ``(B, C, H, W)``, on any device.
+            chains: their indices, all of which have had equally many draws so far.
+
+        Raises:
+            ValueError: shape or chains do not fit, or the chains have all their draws.
+        """
+        if x.shape != (len(chains), *self._samples.shape[2:]) or not 0 <= chains.start < chains.stop <= len(self._seen):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} for chains {chains}; there are {len(self._seen)} chains of images "
+                f"{tuple(self._samples.shape[2:])}"
+            )
+        some = slice(chains.start, chains.stop)
+        before = set(self._seen[some].tolist())
+        if len(before) > 1 or max(before) >= self._draws:
+            raise ValueError(
+                f"chains {chains} have had {sorted(before)} of {self._draws} draws; needed are equally many, and fewer"
+            )
+        place = self._places.get(before.pop())
+        if place is not None:
+            self._samples[some, place] = x.detach().to(self._samples)
+        if self.statistics is not None:
+            self.statistics.update(x, chains)
+        self._seen[some] += 1
+
+    @property
+    def samples(self) -> Tensor:
+        """The draws that are kept, ``(chains, kept, C, H, W)`` on the CPU.
+
+        Raises:
+            ValueError: chains have not had all their draws.
+        """
+        missing = int((self._seen < self._draws).sum())
+        if missing:
+            raise ValueError(f"{missing} of {len(self._seen)} chains have not had all of their {self._draws} draws")
+        return self._samples
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything, as tensors that share no memory."""
+        state = {"samples": self._samples.clone(), "draws_seen": self._seen.clone()}
+        if self.statistics is not None:
+            state |= {f"statistics.{name}": value for name, value in self.statistics.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from where :meth:`state_dict` was called.
+
+        Args:
+            state: of one made with the same arguments.
+
+        Raises:
+            ValueError: it is of something else; nothing is changed then.
+        """
+        for name, value in (("samples", self._samples), ("draws_seen", self._seen)):
+            if name not in state or state[name].shape != value.shape or state[name].dtype != value.dtype:
+                found = tuple(state[name].shape) if name in state else "missing"
+                raise ValueError(f"state: {name} is {found}, needed is {value.dtype} {tuple(value.shape)}")
+        prefix = "statistics."
+        statistics = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        if self.statistics is not None:
+            self.statistics.load_state_dict(statistics)
+        elif statistics:
+            raise ValueError("state has statistics, and this keeps all draws")
+        self._samples, self._seen = state["samples"].cpu().clone(), state["draws_seen"].cpu().clone()
 
 
 def extremes_needed(draws: int, level: float = 0.9) -> int:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from dpnp_inference import Posterior
 from dpnp_inference.posterior import _arviz
-from dpnp_inference.streaming import RunningPosterior, extremes_needed
+from dpnp_inference.streaming import DrawStore, RunningPosterior, extremes_needed
 
 arviz = _arviz()  # which once a day announces its future by a warning
 
@@ -293,3 +293,60 @@ def test_a_state_that_does_not_fit_changes_nothing():
     same(running, RUNNING)
     with pytest.raises(ValueError, match="no arguments and no low"):
         RunningPosterior.from_state_dict({})
+
+
+def fill(store: DrawStore, batch: int = 2, draws=range(DRAWS)) -> DrawStore:
+    for first in range(0, CHAINS, batch):
+        chains = range(first, min(first + batch, CHAINS))
+        for t in draws:
+            store.add(STORED.samples[chains.start : chains.stop, t], chains)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("all", range(DRAWS)), ("statistics", [50]), (1, [50]), (3, [16, 33, 50]), (DRAWS, range(DRAWS))]
+)
+def test_a_store_keeps_what_it_is_asked_for(keep, kept):
+    store = fill(DrawStore(keep, SHAPE, chains=CHAINS, draws=DRAWS))
+    assert torch.equal(store.samples, STORED.samples[:, list(kept)])
+    posterior = Posterior(store.samples, {}, store.statistics)
+    torch.testing.assert_close(posterior.mean, STORED.mean, rtol=1e-5, atol=1e-5)
+    assert (store.statistics is None) == (keep == "all")
+    if store.statistics is not None:  # made for the interval that is shown by default
+        assert torch.equal(posterior.interval(0.9).low, STORED.interval(0.9).low)
+
+
+@pytest.mark.parametrize("keep", ["all", "statistics", 5])
+def test_a_store_goes_on_from_a_file(keep, tmp_path):
+    whole = fill(DrawStore(keep, SHAPE, chains=CHAINS, draws=DRAWS), batch=CHAINS)
+    part = fill(DrawStore(keep, SHAPE, chains=CHAINS, draws=DRAWS), batch=CHAINS, draws=range(31))
+    with pytest.raises(ValueError, match="5 of 5 chains have not had all of their 51 draws"):
+        _ = part.samples
+    save_file(part.state_dict(), tmp_path / "state.safetensors")
+    resumed = DrawStore(keep, SHAPE, chains=CHAINS, draws=DRAWS)
+    resumed.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    fill(resumed, batch=CHAINS, draws=range(31, DRAWS))
+    found = resumed.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in whole.state_dict().items())
+    for other in (DrawStore(keep, SHAPE, chains=CHAINS, draws=DRAWS + 1), DrawStore("all", SHAPE, chains=1, draws=1)):
+        with pytest.raises(ValueError, match="state"):
+            other.load_state_dict(part.state_dict())
+
+
+def test_bad_stores_and_draws_are_named():
+    for keep, word in [("some", "keep = 'some'"), (0, "keep = 0"), (4, "from 1 to draws = 3")]:
+        with pytest.raises(ValueError, match=word):
+            DrawStore(keep, SHAPE, chains=2, draws=3)
+    store = DrawStore(2, SHAPE, chains=2, draws=1 + 1)
+    x = torch.zeros(2, *SHAPE)
+    for draws, chains in ((x, range(1, 3)), (x, range(0, 1)), (x[:0], range(0, 0)), (x[:, :1], range(0, 2))):
+        with pytest.raises(ValueError, match="there are 2 chains"):
+            store.add(draws, chains)
+    store.add(x[:1], range(0, 1))
+    with pytest.raises(ValueError, match=r"\[0, 1\] of 2 draws"):
+        store.add(x, range(0, 2))
+    store.add(x[:1], range(0, 1))
+    with pytest.raises(ValueError, match=r"\[2\] of 2 draws"):
+        store.add(x[:1], range(0, 1))
+    with pytest.raises(ValueError, match="draws_seen is missing"):
+        store.load_state_dict({"samples": store.state_dict()["samples"]})
