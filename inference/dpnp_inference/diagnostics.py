@@ -66,7 +66,7 @@ MEANING: dict[str, str] = {
     "converged": "nothing that was looked at speaks against these draws, and R-hat or independent populations could have shown it.",
     "no objection": "nothing speaks against these draws, but they are of a kind that cannot show convergence either.",
     "run longer": "these draws do not yet give what their number promises.",
-    "chains disagree": "chains keep to values of their own; a longer run will not mend that, a population may.",
+    "chains disagree": "chains keep to values of their own, which a longer run will hardly mend.",
     "too few draws": "nothing can be said about so few.",
 }
 
@@ -765,7 +765,10 @@ def _judge_chains(
         )
     if disagree:
         remedy = (
-            "a population is recommended (population: true), or replica exchange: single chains freeze into modes as the coupling falls"
+            "either the chains are in separate modes, into which they freeze as the coupling falls: then a population is recommended "
+            "(population: true), or replica exchange; or the last coupling is small against the posterior's width, so that a draw stays close "
+            "to the one before: then many chains of one draw each are. Such chains (chains = 100, draws = 1) also show which it is, by falling "
+            "into groups or not"
             if kind == "chains"
             else "replicas did not carry the chains between modes: more burn_in and more thin, or a finer ladder"
         )

@@ -114,7 +114,7 @@ def test_chains_that_stay_in_modes_disagree_and_the_pixels_are_named():
     assert found.pixels.disagree == 12
     assert {row["w"] for row in found.pixels.worst} == {1, 2}
     assert "chains disagree about 12 of 24 pixels" in found.describe()
-    assert "population is recommended" in found.describe()
+    assert "then a population is recommended" in found.describe()
     # a mode of a single pixel: no functional sees it
     x = noise(6, 100, (1, 12, 12))
     x[:3, :, 0, 5, 7] += 8
