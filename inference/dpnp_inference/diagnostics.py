@@ -766,9 +766,9 @@ def _judge_chains(
     if disagree:
         remedy = (
             "either the chains are in separate modes, into which they freeze as the coupling falls: then a population is recommended "
-            "(population: true), or replica exchange; or the last coupling is small against the posterior's width, so that a draw stays close "
-            "to the one before: then many chains of one draw each are. Such chains (chains = 100, draws = 1) also show which it is, by falling "
-            "into groups or not"
+            "(population: true), or replica exchange; or the last coupling is small against the posterior's width, so that a draw stays "
+            "close to the one before: then many chains of one draw each are. Such chains (chains = 100, draws = 1) also show which it is, "
+            "by falling into groups or not"
             if kind == "chains"
             else "replicas did not carry the chains between modes: more burn_in and more thin, or a finer ladder"
         )
@@ -822,7 +822,7 @@ def _look_at_populations(record: Mapping[str, Any], notes: list[str]) -> tuple[b
 def _note_single_draws(chains: int, draws: int, pixels: PixelSummary, notes: list[str]) -> None:
     notes.append(
         f"each chain has {'one draw' if draws == 1 else f'{draws} draws'}, R-hat needs {LEAST_DRAWS}: that the annealing has brought every "
-        "chain to its law is taken on trust; to see it, draw on (draws = 100 of a few chains), or anneal twice as slowly and compare"
+        "chain to its law is taken on trust; to see whether more of it changes the answer, anneal twice as slowly and compare"
     )
     if pixels.mcse_mean is not None:
         small = pixels.mcse_mean <= ERROR
