@@ -7,7 +7,7 @@ known without R-hat, which they do not have; whether each chain has come to its 
 
 The rules and their constants are described in ``docs/diagnostics.md``. From the command line::
 
-    python -m dpnp_inference.diagnostics FOLDER [--functional path/to/file.py:name] [--json FILE]
+    python -m dpnp_inference.diagnostics FOLDER [--functional path/to/file.py:name] [--against FOLDER] [--json FILE]
 """
 
 from __future__ import annotations
@@ -325,15 +325,8 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
         ValueError: a functional cannot be found, has a built-in one's name, or gives something else than a finite number for each draw;
             or the draws are not finite.
     """
-    if not bool(torch.isfinite(posterior.samples).all()):
-        raise ValueError("samples contains values that are not finite; draws that have broken down cannot be diagnosed")
-    given = dict(functionals) if isinstance(functionals, Mapping) else load_functionals(functionals)
     chains, draws = posterior.samples.shape[:2]
-    values = _built_in(posterior)
-    for name, f in given.items():
-        if name in values:
-            raise ValueError(f"functionals: {name!r} is the name of a built-in functional; built in are {list(values)}")
-        values[name] = posterior.functional(f).double()
+    values = _with_functionals(posterior, functionals)
     record = posterior.diagnostics
     kind: Kind = (
         "population" if "populations" in record else "replica exchange" if "replica_exchange" in record else "chains"
@@ -359,6 +352,150 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
     return Diagnosis(
         verdict, reasons, notes, kind, chains, draws, summaries, pixels, halves, stages, **calls, maps=maps
     )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two runs are apart in one functional.
+
+    Attributes:
+        name: of the functional.
+        mean: difference of the means, in standard deviations of all draws.
+        mean_error: its Monte Carlo standard error, likewise.
+        std: logarithm of the ratio of the standard deviations.
+        std_error: its Monte Carlo standard error.
+    """
+
+    name: str
+    mean: float
+    mean_error: float
+    std: float
+    std_error: float
+
+    @property
+    def errors(self) -> float:
+        """The larger of the two differences, in its standard errors; infinite for constants that differ."""
+        pairs = ((self.mean, self.mean_error), (self.std, self.std_error))
+        return max(abs(d) / error if error > 0 else math.inf if d else 0.0 for d, error in pairs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether two runs draw from one law, as far as functionals of the image and so many draws can tell. It prints as a table.
+
+    Attributes:
+        differences: of each functional.
+        limit: standard errors beyond which a difference counts; chance exceeds it in one comparison of equal laws in a hundred.
+        pixels: root-mean-square difference of the mean images over the judged pixels, in standard deviations of all draws.
+        pixels_expected: the same from Monte Carlo error alone.
+        notes: what else is worth knowing.
+    """
+
+    differences: list[Difference]
+    limit: float
+    pixels: float
+    pixels_expected: float
+    notes: list[str]
+
+    @property
+    def differ(self) -> list[Difference]:
+        """Those beyond the limit."""
+        return [d for d in self.differences if d.errors > self.limit]
+
+    def describe(self) -> str:
+        """The result in plain words, one fact a line."""
+        images = (
+            f"the mean images differ by {self.pixels:.2g} posterior standard deviations (root mean square), {self.pixels_expected:.2g} are "
+            "expected from Monte Carlo error"
+        )
+        if self.differ:
+            worst = max(self.differ, key=lambda d: d.errors)
+            by = f"{_list([d.name for d in self.differ])} (up to {_show(worst.errors, '.1f')} standard errors)"
+            found = f"verdict: the runs differ, by {by}"
+        else:
+            seen = max((self.limit * d.mean_error for d in self.differences), default=math.inf)
+            found = (
+                f"verdict: no difference found; one of the means by {seen:.2g} standard deviations would show, "
+                "a smaller one needs more draws"
+            )
+        return "\n".join([images, found, *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with the description. A number that is not finite becomes ``None``."""
+        json_able: dict[str, Any] = _finite({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        return json_able | {"differ": [d.name for d in self.differ], "description": self.describe().split("\n")}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("difference of", no_wrap=True)
+        for name in ("means / std", "± error", "log std", "± error", "standard errors"):
+            table.add_column(name, justify="right")
+        for d in self.differences:
+            numbers = (_show(x, ".2f") for x in (d.mean, d.mean_error, d.std, d.std_error))
+            table.add_row(d.name, *numbers, _show(d.errors, ".1f"))
+        yield from (table, Text(), Text(self.describe()))
+
+
+def compare(a: Posterior, b: Posterior, functionals: Mapping[str, Functional] | Sequence[str] = ()) -> Comparison:
+    """Look for differences between two runs, such as one with twice as slow an annealing: in means and standard deviations of functionals.
+
+    The built-in functionals are those of :func:`diagnose`, with the principal components of both runs' draws together. Of runs that kept
+    statistics in place of draws, the draws that were kept are compared.
+
+    Args:
+        a: one posterior.
+        b: another of images of the same shape, with randomness of its own (another seed).
+        functionals: as for :func:`diagnose`.
+
+    Returns:
+        The differences and whether they are more than chance.
+
+    Raises:
+        ValueError: shapes differ, a run has too few draws for a Monte Carlo error, or as for :func:`diagnose`.
+    """
+    if a.samples.shape[2:] != b.samples.shape[2:]:
+        shapes = " and ".join(str(tuple(run.samples.shape[2:])) for run in (a, b))
+        raise ValueError(f"images of {shapes} cannot be compared; shapes must be equal")
+    flat = torch.cat([run.flat.flatten(1).double() for run in (a, b)])
+    runs = [_with_functionals(run, functionals, of=flat) for run in (a, b)]
+    stacked = [torch.stack(list(values.values()), dim=2).numpy() for values in runs]
+    differences = [Difference(name, *(float(v[i]) for v in _differences(*stacked))) for i, name in enumerate(runs[0])]
+    independent = [len(run.samples) for run in (a, b) if run.samples.shape[1] < LEAST_DRAWS]
+    chance = CHANCE / (4 * len(differences))  # of means and standard deviations, to either side
+    limit = float(stats.t.isf(chance, min(independent) - 1) if independent else stats.norm.isf(chance))
+    x = [run.samples.flatten(2).double().numpy() for run in (a, b)]
+    spread = flat.std(0).numpy()
+    judged = _judged(spread)
+    pixels, expected = 0.0, 0.0
+    if len(judged):
+        mean, error, *_ = _differences(*(part[..., judged] for part in x))
+        pixels, expected = (math.sqrt(float((v**2).mean())) for v in (mean, error))
+    notes = []
+    if any("populations" in run.diagnostics for run in (a, b)):
+        notes.append(
+            "particles share ancestors: Monte Carlo errors are lower bounds, and a difference of a few of them may be chance"
+        )
+    seeds = [run.diagnostics.get("seed") for run in (a, b)]
+    if seeds[0] is not None and seeds[0] == seeds[1]:
+        notes.append(
+            f"both runs have seed {seeds[0]} and may share randomness, which hides differences; give one of them another"
+        )
+    return Comparison(differences, limit, pixels, expected, notes)
+
+
+def _differences(a: Floats, b: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of two runs' quantities ``(chains, draws, m)``: of means with error, of logarithmic standard deviations with error."""
+    spread = np.concatenate([x.reshape(-1, x.shape[2]) for x in (a, b)]).std(0, ddof=1)
+    errors = [monte_carlo_errors(x, "mcse_mean", "mcse_std") for x in (a, b)]
+    std = [x.std((0, 1), ddof=1) for x in (a, b)]
+    scale = np.where(spread > 0, spread, 1.0)
+    mean_error = np.hypot(*(e["mcse_mean"] for e in errors)) / scale
+    relative = [
+        np.divide(e["mcse_std"], s, out=np.zeros_like(s), where=s > 0) for e, s in zip(errors, std, strict=True)
+    ]
+    both = (std[0] > 0) & (std[1] > 0)
+    ratio = np.log(np.where(both, std[0], 1.0) / np.where(both, std[1], 1.0))
+    return (a.mean((0, 1)) - b.mean((0, 1))) / scale, mean_error, ratio, np.hypot(*relative)
 
 
 def load_functionals(paths: Sequence[str]) -> dict[str, Functional]:
@@ -490,24 +627,45 @@ def _stage(eta: float, rows: list[dict[str, float]]) -> Stage:
     )
 
 
-def _built_in(posterior: Posterior) -> dict[str, Tensor]:
-    """Mean intensity, random projections and principal components of the draws, ``(chains, draws)`` each."""
-    chains, draws = posterior.samples.shape[:2]
+def _with_functionals(
+    posterior: Posterior, functionals: Mapping[str, Functional] | Sequence[str], *, of: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Built-in functionals, with the principal components of draws ``(n, d)``, and the user's, ``(chains, draws)`` each."""
+    if not bool(torch.isfinite(posterior.samples).all()):
+        raise ValueError("samples contains values that are not finite; draws that have broken down cannot be diagnosed")
+    given = dict(functionals) if isinstance(functionals, Mapping) else load_functionals(functionals)
+    values = _built_in(posterior, posterior.flat.flatten(1).double() if of is None else of)
+    for name, f in given.items():
+        if name in values:
+            raise ValueError(f"functionals: {name!r} is the name of a built-in functional; built in are {list(values)}")
+        values[name] = posterior.functional(f).double()
+    return values
+
+
+def _built_in(posterior: Posterior, of: Tensor) -> dict[str, Tensor]:
+    """Mean intensity, random projections and principal components of given draws, ``(chains, draws)`` each."""
     flat = posterior.flat.flatten(1).double()
     values = {"mean intensity": mean_intensity(posterior.flat.double())}
     u = torch.randn(flat.shape[1], PROJECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for i, value in enumerate((flat @ (u / u.norm(dim=0))).T):
-        values[f"projection {i + 1}"] = value
+    directions = {f"projection {i + 1}": v for i, v in enumerate((u / u.norm(dim=0)).T)}
+    directions |= {f"component {i + 1}": v for i, v in enumerate(_components(of))}
+    values |= {name: flat @ v for name, v in directions.items()}
+    return {name: value.reshape(posterior.samples.shape[:2]) for name, value in values.items()}
+
+
+def _components(flat: Tensor) -> list[Tensor]:
+    """The first principal directions of draws ``(n, d)``, ``(d,)`` each, the largest entry positive."""
     centred = flat - flat.mean(0)
-    # directions from evenly spaced draws where there are many: the Gram matrix of n draws has n² entries
+    # from evenly spaced draws where there are many: the Gram matrix of n draws has n² entries
     some = centred[:: math.ceil(len(centred) / MOST_FOR_COMPONENTS)]
     power, vectors = torch.linalg.eigh(some @ some.T)
+    found = []
     for i in range(min(COMPONENTS, len(some))):
         if power[-1 - i] > 1e-12 * power[-1]:
             direction = some.T @ vectors[:, -1 - i]
             direction = direction / direction.norm()
-            values[f"component {i + 1}"] = flat @ (direction * direction[direction.abs().argmax()].sign())
-    return {name: value.reshape(chains, draws) for name, value in values.items()}
+            found.append(direction * direction[direction.abs().argmax()].sign())
+    return found
 
 
 def _summarise(values: dict[str, Tensor]) -> list[FunctionalSummary]:
@@ -890,15 +1048,21 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--functional", action="append", default=[], help="class path or path/to/file.py:name; may be repeated"
     )
+    parser.add_argument("--against", type=Path, help="folder of another run, to compare with in place of a diagnosis")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     given = parser.parse_args(args)
     try:
-        diagnosis = diagnose(Posterior.load(given.folder), given.functional)
+        posterior = Posterior.load(given.folder)
+        found: Diagnosis | Comparison = (
+            diagnose(posterior, given.functional)
+            if given.against is None
+            else compare(posterior, Posterior.load(given.against), given.functional)
+        )
         if given.json is not None:
-            given.json.write_text(json.dumps(diagnosis.to_json(), indent=2) + "\n", encoding="utf-8")
+            given.json.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"diagnostics: {error}")
-    Console().print(diagnosis)
+    Console().print(found)
 
 
 if __name__ == "__main__":

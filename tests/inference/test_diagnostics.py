@@ -13,6 +13,7 @@ from dpnp_inference.diagnostics import (
     ERROR,
     ESS,
     R_HAT,
+    compare,
     diagnose,
     find_groups,
     load_functionals,
@@ -457,3 +458,59 @@ def test_statistics_of_single_draws_are_judged_by_the_draws():
     running = RunningPosterior(SHAPE)
     running.update(x[:, 0], range(40))
     assert diagnose(Posterior(x, {}, running)).verdict == "chains disagree"
+
+
+def test_runs_of_one_law_rarely_differ_and_those_of_two_do():
+    def singles(seed, n=39):
+        return Posterior(noise(n, 1, seed=seed))
+
+    false = [bool(compare(singles(2 * i), singles(2 * i + 1)).differ) for i in range(60)]
+    assert sum(false) <= 3  # one in a hundred is expected
+    shifted = Posterior(singles(0).samples + 1.0)
+    found = compare(shifted, singles(1))
+    assert "mean intensity" in {d.name for d in found.differ}
+    assert {d.name: d.mean for d in found.differences}["mean intensity"] > 1
+    assert "the runs differ" in found.describe()
+    wider = compare(Posterior(noise(100, 1) * 1.8), singles(1, 100))
+    assert {"projection 1", "projection 2"} < {d.name for d in wider.differ}
+    assert {d.name: d.std for d in wider.differences}["projection 1"] == pytest.approx(math.log(1.8), abs=0.3)
+    chains = compare(Posterior(noise(4, 200)), Posterior(noise(5, 100, seed=3)), {"peak": peak})
+    assert not chains.differ
+    assert chains.differences[-1].name == "peak"
+    assert chains.pixels == pytest.approx(chains.pixels_expected, rel=0.4)
+    assert "no difference found; one of the means by 0.2" in chains.describe()
+
+
+def test_a_comparison_s_errors_are_arviz_own_and_those_of_independent_chains():
+    a, b = Posterior(autoregressive(4, 60, 0.5)), Posterior(noise(30, 1, seed=5))
+    row = compare(a, b, {"corner": Corner()}).differences[-1]
+    values = [run.functional(Corner()).double().numpy() for run in (a, b)]
+    spread = np.concatenate([v.ravel() for v in values]).std(ddof=1)
+    expected = math.hypot(float(arviz.mcse(values[0])), values[1].std(ddof=1) / math.sqrt(30)) / spread
+    assert row.mean == pytest.approx((values[0].mean() - values[1].mean()) / spread)
+    assert row.mean_error == pytest.approx(expected)
+    assert row.std == pytest.approx(math.log(values[0].std(ddof=1) / values[1].std(ddof=1)))
+    assert row.errors == max(abs(row.mean) / row.mean_error, abs(row.std) / row.std_error)
+
+
+def test_comparisons_on_the_command_line_of_constants_and_in_error(tmp_path, capsys):
+    same, other = Posterior(noise(25, 1), {"seed": 0}), Posterior(noise(25, 1, seed=1), {"seed": 0, "populations": []})
+    folders = [str(run.save(tmp_path / name)) for name, run in (("a", same), ("b", other))]
+    main([folders[0], "--against", folders[1], "--json", str(tmp_path / "c.json")])
+    printed = capsys.readouterr().out
+    assert "no difference found" in printed
+    assert "both runs have seed 0" in printed
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert written["differ"] == []
+    assert len(written["differences"]) == 9
+    assert any("particles share ancestors" in note for note in written["notes"])
+    still = [Posterior(torch.full((4, 9, *SHAPE), value)) for value in (0.0, 0.0, 1.0)]
+    assert not compare(*still[:2]).differ
+    apart = compare(*still[1:])
+    assert all(math.isinf(d.errors) for d in apart.differ)
+    assert "mean intensity" in {d.name for d in apart.differ}
+    json.dumps(apart.to_json(), allow_nan=False)
+    with pytest.raises(ValueError, match=r"\(3, 2, 4\) and \(1, 2, 4\) cannot be compared"):
+        compare(same, Posterior(noise(25, 1, (1, 2, 4))))
+    with pytest.raises(ValueError, match="several chains or 4 draws"):
+        compare(same, same[0])
