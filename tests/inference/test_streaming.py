@@ -110,13 +110,14 @@ def test_chains_that_stand_still_have_infinite_r_hat_and_few_effective_draws():
 
 def test_batch_means_find_about_arviz_effective_sample_size():
     stored = make(8, 900)
-    found = run(stored, batch=8).ess.flatten()[1:].double()
-    own = torch.tensor(arviz.ess(stored.to_arviz(), method="mean")["x"].values).flatten()[1:]
-    assert float((found / own).log().mean().exp()) == pytest.approx(
-        1.0, abs=0.12
-    )  # batch means are a few per cent high
-    assert float((found / own).log().abs().max()) < 0.5  # five times √(2/a), a = 240 batches
-    error = run(stored, batch=8).mcse_mean
+    running = run(stored, batch=8)
+    found, some = running.ess.flatten()[1:].double(), range(0, 71, 4)
+    x = stored.samples.flatten(2).numpy()[..., 1:]
+    own = torch.tensor([float(arviz.ess(x[..., i], method="mean")) for i in some])
+    ratio = found[list(some)] / own  # batch means are a few per cent high
+    assert float(ratio.log().mean().exp()) == pytest.approx(1.0, abs=0.15)
+    assert float(ratio.log().abs().max()) < 0.5  # five times √(2/a), a = 240 batches
+    error = running.mcse_mean
     assert error[0, 0, 0] == 0
     torch.testing.assert_close(error.flatten()[1:].double(), stored.std.flatten()[1:] / found.sqrt(), rtol=1e-5, atol=0)
 
