@@ -343,7 +343,7 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
         judged_functionals: list[FunctionalSummary] = []
     else:
         x = posterior.samples.flatten(2).double().numpy()
-        judged = _judged(x.std((0, 1)))
+        judged = _judged(_spread(x.reshape(-1, x.shape[2])))
         pixels, maps = _look_at_pixels(x, judged, tuple(posterior.samples.shape[2:]))
         halves = None if chains < 4 or len(judged) == 0 else _halves(x[..., judged], draws)
         judged_functionals = summaries
@@ -464,8 +464,7 @@ def compare(a: Posterior, b: Posterior, functionals: Mapping[str, Functional] | 
     chance = CHANCE / (4 * len(differences))  # of means and standard deviations, to either side
     limit = float(stats.t.isf(chance, min(independent) - 1) if independent else stats.norm.isf(chance))
     x = [run.samples.flatten(2).double().numpy() for run in (a, b)]
-    spread = flat.std(0).numpy()
-    judged = _judged(spread)
+    judged = _judged(_spread(flat.numpy()))
     pixels, expected = 0.0, 0.0
     if len(judged):
         mean, error, *_ = _differences(*(part[..., judged] for part in x))
@@ -650,6 +649,8 @@ def _built_in(posterior: Posterior, of: Tensor) -> dict[str, Tensor]:
     directions = {f"projection {i + 1}": v for i, v in enumerate((u / u.norm(dim=0)).T)}
     directions |= {f"component {i + 1}": v for i, v in enumerate(_components(of))}
     values |= {name: flat @ v for name, v in directions.items()}
+    if bool((flat == flat[0]).all()):  # equal images have equal numbers, whatever the rounding of their products
+        values = {name: value[:1].expand(len(flat)) for name, value in values.items()}
     return {name: value.reshape(posterior.samples.shape[:2]) for name, value in values.items()}
 
 
@@ -706,6 +707,11 @@ def _of_varying(x: Floats, varies: Any, *names: str) -> dict[str, Floats]:
     return found
 
 
+def _spread(x: Floats) -> Floats:
+    """Standard deviations of ``(n, m)``, exactly 0 where nothing varies, which rounding of the mean may hide."""
+    return np.asarray(np.where(np.ptp(x, axis=0) > 0, x.std(0), 0.0))
+
+
 def _judged(spread: Floats) -> Any:
     """Numbers of the pixels that decide, by their standard deviations ``(m,)``."""
     return np.flatnonzero((spread > 0) & (spread >= UNCERTAIN * math.sqrt(float((spread**2).mean()))))
@@ -717,17 +723,18 @@ def _look_at_statistics(statistics: RunningPosterior) -> tuple[PixelSummary, dic
     judged = _judged(spread)
     found = {"ess_bulk": statistics.ess, "mcse_mean": statistics.mcse_mean}
     if len(statistics.chains) > 1:
-        found |= {"r_hat": statistics.r_hat, "disagree": statistics.persistence}
+        found["r_hat"] = statistics.r_hat
     flat = {name: value.double().flatten().numpy() for name, value in found.items()}
     error = float(np.median(flat["mcse_mean"][judged] / spread[judged])) if len(judged) else None
     summary = PixelSummary(len(spread), int((spread == 0).sum()), len(judged), len(judged), error, None)
     if len(judged):
-        persistent = flat.get("disagree", np.zeros_like(spread)) >= PERSISTENT
+        alone = len(statistics.chains) == 1
+        persistent = np.zeros(len(judged)) if alone else statistics.persistence.flatten().numpy()[judged]
         summary = _summarise_pixels(
             summary,
             judged,
             flat,
-            persistent[judged],
+            persistent >= PERSISTENT,
             len(statistics.chains),
             statistics.kept_draws,
             statistics.image_shape,

@@ -376,7 +376,7 @@ class RunningPosterior:
             ValueError: there are fewer than 2 draws.
         """
         self._need(2, "a standard deviation")
-        return self._all.variance.sqrt().to(self.dtype)
+        return torch.where(self._varies, self._all.variance.sqrt(), 0.0).to(self.dtype)
 
     def quantile(self, q: float) -> Tensor:
         """Empirical quantile of each pixel ``(C, H, W)``, linearly interpolated between draws.
@@ -430,6 +430,11 @@ class RunningPosterior:
             high = torch.minimum((high + self._histogram.width).to(self.dtype), self._high[0])
         return Interval(low, high, (n + 1 - 2 * k) / (n + 1), k)
 
+    @property
+    def _varies(self) -> Tensor:
+        """Where not all draws are equal, which rounding of their means may hide."""
+        return self._high[-1] > self._low[0]
+
     def _order_statistic(self, rank: int) -> Tensor:
         """Of a rank from 0, float64."""
         from_top = self.count - 1 - rank
@@ -456,7 +461,8 @@ class RunningPosterior:
                 f"R-hat needs at least {LEAST_DRAWS} kept draws a chain and 2 complete halves; there are {self._kept} and "
                 f"{self._halves.count}"
             )
-        return (self._halves.variance / self._within.mean + (self._half - 1) / self._half).sqrt().to(self.dtype)
+        squared = self._halves.variance / self._within.mean + (self._half - 1) / self._half
+        return torch.where(self._varies, squared.sqrt(), math.nan).to(self.dtype)
 
     @property
     def persistence(self) -> Tensor:
@@ -471,7 +477,7 @@ class RunningPosterior:
                 f"{self._chains.count}"
             )
         between, within = 2 * self._chains.variance, self._apart.mean
-        return ((between - within) / (between + within)).nan_to_num(0.0).to(self.dtype)
+        return torch.where(self._varies, (between - within) / (between + within), 0.0).nan_to_num(0.0).to(self.dtype)
 
     @property
     def ess(self) -> Tensor:
@@ -488,7 +494,8 @@ class RunningPosterior:
             raise ValueError(
                 f"an effective sample size needs 2 complete batches of {self._batch} draws; there are {self._batches.count}"
             )
-        return (self.count * self._all.variance / (self._batch * self._batches.variance)).to(self.dtype)
+        ess = self.count * self._all.variance / (self._batch * self._batches.variance)
+        return torch.where(self._varies, ess, math.nan).to(self.dtype)
 
     @property
     def mcse_mean(self) -> Tensor:
@@ -498,7 +505,7 @@ class RunningPosterior:
             ValueError: as for :attr:`ess`.
         """
         ess = self.ess
-        return torch.where(self._all.square > 0, self.std / ess.sqrt(), 0.0)
+        return torch.where(self._varies, self.std / ess.sqrt(), 0.0)
 
     def _need(self, least: int, what: str) -> None:
         if self.count < least:

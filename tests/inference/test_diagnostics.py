@@ -192,7 +192,9 @@ def test_few_draws_and_equal_ones_have_a_verdict_too():
         json.dumps(found.to_json(), allow_nan=False)
         Console(quiet=True).print(found)
     for chains, draws in ((1, 1), (30, 1), (4, 100), (1, 50)):
-        found = diagnose(Posterior(torch.zeros(chains, draws, *SHAPE)))
+        found = diagnose(
+            Posterior(torch.linspace(-0.9, 0.7, 24).reshape(SHAPE).expand(chains, draws, *SHAPE).contiguous())
+        )
         assert found.pixels.judged == 0
         assert found.pixels.constant == 24
         assert found.verdict != "chains disagree"

@@ -351,3 +351,13 @@ def test_bad_stores_and_draws_are_named():
         store.add(x[:1], range(0, 1))
     with pytest.raises(ValueError, match="draws_seen is missing"):
         store.load_state_dict({"samples": store.state_dict()["samples"]})
+
+
+def test_what_never_changes_does_not_vary_by_rounding():
+    running = run(Posterior(torch.full((5, 49, *SHAPE), 0.1)), batch=5)
+    assert bool((running.std == 0).all())
+    assert bool((running.mcse_mean == 0).all())
+    assert bool((running.persistence == 0).all())
+    assert bool(running.r_hat.isnan().all())
+    assert bool(running.ess.isnan().all())
+    torch.testing.assert_close(running.quantile(0.5), torch.full(SHAPE, 0.1))
