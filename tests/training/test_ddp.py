@@ -31,7 +31,7 @@ CONFIG = {
         "logger": False,
         "callbacks": [
             {"class_path": "dpnp_training.callbacks.Checkpoints"},
-            {"class_path": "probe.Curve"},
+            {"class_path": "probe_ddp.Curve"},
             {"class_path": "dpnp_training.callbacks.ExportPrior"},
         ],
     },
@@ -74,7 +74,7 @@ def _data(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8))
     Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
-    Path("probe.py").write_text(PROBE)
+    Path("probe_ddp.py").write_text(PROBE)
 
 
 def result(root):
