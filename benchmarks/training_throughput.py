@@ -3,17 +3,20 @@
     python benchmarks/training_throughput.py                       # ours and the bare loop
     pip install denoising-diffusion-pytorch && python benchmarks/training_throughput.py --peer
 
-Each contender trains in a process of its own, one after the other, round after round, so that a machine whose speed drifts slows all of
-them alike; the ratio is taken within a round. Timed are the steps after the first ten, with loading of the data, augmentation, gradient
-clipping, the optimiser and the moving average; ours has the callbacks of the config besides (throughput, learning rate, TensorBoard). The
-bare loop is written below: the same network, loss, batch, precision and data set, and nothing else. The peer has a U-Net of its own, of
-about as many parameters (its smallest that fits), and its own loss and loader.
+Each contender trains in a process of its own. In a round all of them take turns of some seconds, while the others are stopped, so that a
+machine whose speed drifts slows all of them alike; the ratio is taken within a round, of median seconds a step. Timed are the steps after
+the first ten, with loading of the data, augmentation, gradient clipping, the optimiser and the moving average; ours has the callbacks of
+the config besides (throughput, learning rate, TensorBoard). The bare loop is written below: the same network, loss, batch, precision and
+data set, and nothing else. The peer has a U-Net of its own of as many parameters (957,289 against 963,273), its own loss, and its own
+loader of picture files.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,28 +37,21 @@ from dpnp_training.estimate import peak_memory
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "training" / "fashion_mnist.yaml"
 SHAPE, IMAGES, WARMUP = (28, 28), 4096, 10
+TURN = 8.0  # seconds
 
 
 class Clock(Callback):
-    """Times the steps after the first ten; by class path, as any user's callback.
+    """Looks at the clock after each step; by class path, as any user's callback."""
 
-    Args:
-        steps: how many.
-    """
-
-    seconds: ClassVar[list[float]] = []
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    ticks: ClassVar[list[float]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the clock at the first and at the last of them."""
-        if trainer.global_step in (WARMUP, WARMUP + self.steps):
-            self.seconds.append(time.perf_counter())
+        """Look."""
+        self.ticks.append(time.perf_counter())
 
 
-def ours(folder: Path, batch: int, steps: int, precision: str) -> float:
-    """Images a second of ``dpnp-train fit``."""
+def ours(folder: Path, batch: int, steps: int, precision: str) -> list[float]:
+    """Times of the ends of the steps of ``dpnp-train fit``."""
     import training_throughput  # as the command line imports it
 
     from dpnp_training import cli
@@ -63,7 +59,7 @@ def ours(folder: Path, batch: int, steps: int, precision: str) -> float:
     callbacks = [
         {"class_path": "dpnp_training.callbacks.Throughput"},
         {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
-        {"class_path": "training_throughput.Clock", "init_args": {"steps": steps}},
+        {"class_path": "training_throughput.Clock"},
     ]
     cli.main(
         [
@@ -74,12 +70,11 @@ def ours(folder: Path, batch: int, steps: int, precision: str) -> float:
             "--trainer.enable_checkpointing", "false",
         ]
     )  # fmt: skip
-    first, last = training_throughput.Clock.seconds
-    return steps * batch / (last - first)
+    return training_throughput.Clock.ticks
 
 
-def bare(folder: Path, batch: int, steps: int, precision: str) -> float:
-    """Images a second of a loop without anything that is not needed."""
+def bare(folder: Path, batch: int, steps: int, precision: str) -> list[float]:
+    """Times of the ends of the steps of a loop without anything that is not needed."""
     import yaml
 
     from dpnp_shared.networks import UNet
@@ -97,11 +92,8 @@ def bare(folder: Path, batch: int, steps: int, precision: str) -> float:
     loader = torch.utils.data.DataLoader(range(IMAGES), batch_size=batch, shuffle=True, drop_last=True, collate_fn=load)  # type: ignore[var-annotated,arg-type]
     log_sigma = config["loss"]["init_args"]["noise"]["init_args"]
     sigma_data = config["loss"]["init_args"]["sigma_data"]
-    for step, x_0 in enumerate(forever(loader)):
-        if step == WARMUP:
-            start = time.perf_counter()
-        if step == WARMUP + steps:
-            return steps * batch / (time.perf_counter() - start)
+    ticks: list[float] = []
+    for x_0 in itertools.islice(forever(loader), WARMUP + steps):
         sigma = (log_sigma["mean"] + log_sigma["std"] * torch.randn(batch, 1, 1, 1)).exp()
         x = x_0 + sigma * torch.randn_like(x_0)
         c = preconditioning.coefficients(sigma)
@@ -114,11 +106,12 @@ def bare(folder: Path, batch: int, steps: int, precision: str) -> float:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 1 - config["ema"]["beta"])
-    raise AssertionError
+        ticks.append(time.perf_counter())
+    return ticks
 
 
-def peer(folder: Path, batch: int, steps: int, precision: str) -> float:
-    """Images a second of denoising-diffusion-pytorch's trainer."""
+def peer(folder: Path, batch: int, steps: int, precision: str) -> list[float]:
+    """Times of the ends of the steps of denoising-diffusion-pytorch's trainer."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
     from PIL import Image
 
@@ -126,20 +119,28 @@ def peer(folder: Path, batch: int, steps: int, precision: str) -> float:
     if not pictures.is_dir():
         pictures.mkdir()
         for i, image in enumerate(np.load(folder / "train.npy")):
-            Image.fromarray(np.pad(image, 2)).save(pictures / f"{i}.png")  # its U-Net halves the size three times
-    network = Unet(dim=14, dim_mults=(1, 2, 4), channels=1, attn_heads=2, attn_dim_head=14, flash_attn=False)
+            Image.fromarray(image).save(pictures / f"{i}.png")
+    network = Unet(dim=20, dim_mults=(1, 2, 4), channels=1, attn_heads=2, attn_dim_head=14, flash_attn=False)
     print(f"peer: {sum(p.numel() for p in network.parameters()):,} parameters", file=sys.stderr)
-    seconds = []
-    for n in (WARMUP, WARMUP + steps):
-        trainer = Trainer(
-            GaussianDiffusion(network, image_size=32), pictures, train_batch_size=batch, train_num_steps=n,
-            save_and_sample_every=10**9, results_folder=str(folder / "peer"), amp=precision != "32-true",
-            calculate_fid=False, augment_horizontal_flip=False,
-        )  # fmt: skip
-        start = time.perf_counter()
-        trainer.train()
-        seconds.append(time.perf_counter() - start)
-    return steps * batch / (seconds[1] - seconds[0])
+    trainer = Trainer(
+        GaussianDiffusion(network, image_size=SHAPE[0]), pictures, train_batch_size=batch, train_num_steps=WARMUP + steps,
+        save_and_sample_every=10**9, results_folder=str(folder / "peer"), amp=precision != "32-true",
+        calculate_fid=False, augment_horizontal_flip=False,
+    )  # fmt: skip
+    ticks: list[float] = []
+    trainer.ema.update = followed_by(
+        trainer.ema.update, lambda: ticks.append(time.perf_counter())
+    )  # its last act in a step
+    trainer.train()
+    return ticks
+
+
+def followed_by(function: Callable[[], None], then: Callable[[], None]) -> Callable[[], None]:
+    def both() -> None:
+        function()
+        then()
+
+    return both
 
 
 def forever(loader: torch.utils.data.DataLoader[Tensor]) -> Iterator[Tensor]:
@@ -147,7 +148,7 @@ def forever(loader: torch.utils.data.DataLoader[Tensor]) -> Iterator[Tensor]:
         yield from loader
 
 
-CONTENDERS: dict[str, Callable[[Path, int, int, str], float]] = {"ours": ours, "bare": bare, "peer": peer}
+CONTENDERS: dict[str, Callable[[Path, int, int, str], list[float]]] = {"ours": ours, "bare": bare, "peer": peer}
 
 
 def main() -> None:
@@ -162,8 +163,9 @@ def main() -> None:
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.contender:
-        rate = CONTENDERS[arguments.contender](arguments.folder, arguments.batch, arguments.steps, arguments.precision)
-        print(f"RESULT {json.dumps({'images_per_second': rate, 'peak_memory': peak_memory()})}")
+        ticks = CONTENDERS[arguments.contender](arguments.folder, arguments.batch, arguments.steps, arguments.precision)
+        seconds = statistics.median(b - a for a, b in itertools.pairwise(ticks[WARMUP - 1 :]))
+        print(f"RESULT {json.dumps({'images_per_second': arguments.batch / seconds, 'peak_memory': peak_memory()})}")
         return
     names = [name for name in CONTENDERS if name != "peer" or arguments.peer]
     rounds: list[dict[str, dict[str, float]]] = []
@@ -171,32 +173,48 @@ def main() -> None:
         rng = np.random.default_rng(0)
         np.save(Path(folder) / "train.npy", rng.integers(0, 256, (IMAGES, *SHAPE), dtype=np.uint8))
         for r in range(arguments.rounds):
-            order = names if r % 2 == 0 else names[::-1]
-            rounds.append({name: contend(name, Path(folder), arguments) for name in order})
+            rounds.append(contend(names if r % 2 == 0 else names[::-1], Path(folder), arguments))
             print({name: round(figures["images_per_second"], 1) for name, figures in rounds[-1].items()}, flush=True)
     header = {k: getattr(arguments, k) for k in ("batch", "steps", "precision")}
     arguments.output.write_text(json.dumps({"header": header, "rounds": rounds}, indent=1) + "\n")
     write_table(arguments, table(rounds, names, arguments))
 
 
-def contend(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """One contender in a process of its own."""
-    command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
-    for option in ("batch", "steps", "precision"):
-        command += [f"--{option}", str(getattr(arguments, option))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise SystemExit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
-    figures: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+def contend(names: list[str], folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """All contenders, each in a process of its own that runs when it is its turn."""
+    running: dict[str, subprocess.Popen[str]] = {}
+    for name in names:
+        command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
+        for option in ("batch", "steps", "precision"):
+            command += [f"--{option}", str(getattr(arguments, option))]
+        log = (folder / f"{name}.log").open("w")
+        running[name] = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+        running[name].send_signal(signal.SIGSTOP)
+    waiting = dict(running)
+    while waiting:
+        for name, process in list(waiting.items()):
+            process.send_signal(signal.SIGCONT)
+            try:
+                process.wait(TURN)
+                del waiting[name]
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGSTOP)
+    figures: dict[str, dict[str, float]] = {}
+    for name in names:
+        printed = (folder / f"{name}.log").read_text()
+        lines = [line for line in printed.splitlines() if line.startswith("RESULT ")]
+        if not lines:
+            raise SystemExit(f"{name} failed:\n{printed}")
+        figures[name] = json.loads(lines[-1].removeprefix("RESULT "))
     return figures
 
 
 def table(rounds: list[dict[str, dict[str, float]]], names: list[str], arguments: argparse.Namespace) -> str:
     """Medians over the rounds as Markdown; ratios are taken within a round."""
     lines = [
-        f"{len(rounds)} rounds of {arguments.steps} steps of {arguments.batch} images, {arguments.precision}. Images a second and peak "
-        "memory of the process, medians; the ratio to the bare loop of the same round, median (smallest to largest).\n",
+        f"{len(rounds)} rounds of {arguments.steps} steps of {arguments.batch} images, {arguments.precision}. Images a "
+        "second (by the median step) and peak memory of the process, medians; the ratio to the bare loop of the same round, median "
+        "(smallest to largest).\n",
         "| training | images/s | ratio to the bare loop | peak memory (MiB) |",
         "|---|---|---|---|",
     ]
