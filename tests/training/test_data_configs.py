@@ -11,6 +11,7 @@ import pytest
 
 from dpnp_shared.prior import Prior
 from dpnp_training.cli import main
+from dpnp_training.prior_cli import main as prior_main
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "training"
 SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
@@ -57,13 +58,16 @@ def test_a_data_config_trains(make, size, source_range, options, tmp_path, monke
     small = [
         "--model.network.init_args.widths=[4, 4]", "--model.network.init_args.blocks=1", "--model.network.init_args.attention=[]",
         "--model.network.init_args.head_channels=4", "--model.network.init_args.embedding=4", "--data.batch_size=2",
-        "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.limit_val_batches=0",
+        "--trainer.max_steps=1", "--trainer.val_check_interval=1",
+        "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.limit_val_batches=1",
         "--trainer.default_root_dir=run", '--trainer.callbacks=[{"class_path": "dpnp_training.callbacks.ExportPrior"}]',
         "--trainer.logger=false", f"--data.source={source}",
     ]  # fmt: skip
     configs = [f"--config={CONFIGS / name}" for name in ("image_folder.yaml", f"data/{make.__name__}.yaml")]
     main(["fit", *configs, *small, *options])
+    prior_main(["verify", "run/prior", "--data", source])  # opens the same validation images again, in the same way
     card = Prior.from_pretrained("run/prior").card
+    assert card.validation["images_sha256"]
     assert card.image_shape == ((3 if make is stream else 1), *([16 if "--data.size=16" in options else size] * 2))
     assert card.source_range == source_range
     if make is dicom:

@@ -196,7 +196,12 @@ def record_of(data: ImageData, *, batches: int, processes: int, seed: int, devic
         "key",
         "channels",
         "size",
+        "resize",
         "value_range",
+        "axis",
+        "on_error",
+        "streaming",
+        "validation_images",
         "seed",
     )
     # only what differs from the default, as plain values
@@ -206,6 +211,8 @@ def record_of(data: ImageData, *, batches: int, processes: int, seed: int, devic
         value = getattr(data, name)
         if value != getattr(default, name):
             chosen[name] = list(value) if isinstance(value, tuple) else value
+    if data.clip:
+        chosen["value_window"] = chosen.pop("value_range")
     images: Any = data.validation_set
     return ValidationRecord(batches, data.batch_size, processes, seed, device, fingerprint(images), chosen)
 
@@ -244,7 +251,7 @@ def validation_images(
     c, h, w = card.image_shape
     if record is not None and split is None:
         arguments = {**record.data, "source": source}
-        for name in ("size", "value_range"):
+        for name in ("size", "value_range", "value_window"):
             if isinstance(arguments.get(name), list):
                 arguments[name] = tuple(arguments[name])
     else:
