@@ -167,8 +167,8 @@ class AdaptiveBands(nn.Module, NoiseDistribution):
     proportion to a moving average of what it contributes to the objective, and each loss is divided by how much more often than
     meant its level is drawn. The expected loss and gradient are those of ``target``; their variance is smaller.
 
-    The average counts images of all processes and is the same on each of them; of accumulated batches it learns after each one. It is part of the module's state, and so of the
-    checkpoint of a training.
+    The average counts images of all processes and is the same on each of them; of accumulated batches it learns after each one.
+    It is part of the module's state, and so of the checkpoint of a training.
 
     Args:
         target: the distribution that is meant; EDM's log-normal by default.
