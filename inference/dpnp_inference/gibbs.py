@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -94,11 +95,12 @@ class Gibbs:
         Raises:
             SamplingError: a chain is no longer finite; names it.
         """
+        start = time.perf_counter()
         state, z, info = self.proximal.step(state, x, eta, generator=self.generator)
         x, dds_info = self.dds(self.prior, z, eta, generator=self.generator)
         self.network_calls += dds_info.network_calls
         self.forward_calls += info.forward_calls
-        row = {"eta": eta}
+        row = {"eta": eta, "network_calls": dds_info.network_calls, "forward_calls": info.forward_calls}
         if info.acceptance is not None:
             row |= {"acceptance": float(info.acceptance.mean()), "acceptance_min": float(info.acceptance.min())}
         if info.residual is not None:
@@ -108,7 +110,9 @@ class Gibbs:
         if info.jump is not None:
             row |= {"jump": float(info.jump.mean()), "still": float((info.jump == 0).double().mean())}
         self.rows.append(row)
-        if not bool(torch.isfinite(x).all()):
+        finite = bool(torch.isfinite(x).all())  # waits for the device
+        row["seconds"] = time.perf_counter() - start
+        if not finite:
             broken = [
                 chain for chain, image in zip(self.chains, x, strict=True) if not bool(torch.isfinite(image).all())
             ]
