@@ -25,6 +25,7 @@ from dpnp_inference.commands.reconstruct import Reconstruction, reconstruct
 from dpnp_inference.configuration import Configuration
 from dpnp_inference.dpnp import SamplingError
 from dpnp_inference.userfile import name_user_files, resolve_user_files
+from dpnp_shared.console import ends_with_its_reader
 from dpnp_shared.prior import PriorError
 
 log = logging.getLogger(__name__)
@@ -86,12 +87,13 @@ def main(args: Sequence[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     first = "".join(arguments[:1])
     try:
-        if first in TOOLS:
-            TOOLS[first](arguments[1:])
-        elif first in COMMANDS:
-            _run(first, arguments[1:], arguments)
-        else:
-            _run(RECONSTRUCT, arguments, arguments)
+        with ends_with_its_reader():
+            if first in TOOLS:
+                TOOLS[first](arguments[1:])
+            elif first in COMMANDS:
+                _run(first, arguments[1:], arguments)
+            else:
+                _run(RECONSTRUCT, arguments, arguments)
     except (PriorError, SamplingError, ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
