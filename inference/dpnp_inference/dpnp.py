@@ -15,24 +15,30 @@ replicas that are exchanged (:mod:`dpnp_inference.replica_exchange`). The latter
 from __future__ import annotations
 
 import logging
-import math
 import time
-from typing import Any, Literal
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dpnp_inference.annealing import Annealing
+from dpnp_inference.checkpoint import Checkpoints, FolderLock, RunError
 from dpnp_inference.dds import DenoisingSampler, make_dds
-from dpnp_inference.gibbs import Batched, Gibbs, OnSweep, SamplingError, Sweep
-from dpnp_inference.population import Particles, Path, Population, systematic_resampling
+from dpnp_inference.fingerprint import describe, differences
+from dpnp_inference.gibbs import START_CALLS, OnSweep, SamplingError, Sweep
+from dpnp_inference.population import Population
 from dpnp_inference.posterior import Posterior
-from dpnp_inference.proximal import MarkovKernel, ProximalSampler, TemperedForwardModel, choose_proximal
+from dpnp_inference.proximal import MarkovKernel, ProximalSampler, choose_proximal
 from dpnp_inference.randomness import ChainGenerators
-from dpnp_inference.replica_exchange import ReplicaExchange, start_replicas
+from dpnp_inference.replica_exchange import ReplicaExchange
+from dpnp_inference.runs import Run, Task, make_run, on_cpu
+from dpnp_inference.state import State
+from dpnp_inference.streaming import DrawStore, Keep
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
-from dpnp_shared.randomness import derive_seed
+from dpnp_shared.solvers import denoise_noise
 
 __all__ = ["DPnP", "SamplingError", "Sweep", "image_shape_of"]
 
@@ -41,7 +47,8 @@ log = logging.getLogger(__name__)
 LEAST_JUMP = 0.1  # at the last coupling, where the likelihood does not dominate, a kernel that mixes has a jump near 1
 LEAST_ACCEPTANCE = 0.01  # below it, with proposals that are not finite, the forward model is to blame
 MOST_STILL = 0.05  # part of the draws that repeat the one before
-NOT_A_CHAIN = 2**32  # no chain has an index from here on: 2^32 is the simulated measurement's
+CHECKPOINT_EVERY = 60.0  # seconds
+GROWING = ("chains", "draws", "batch_size")  # what an extended run may have more of, or otherwise
 
 
 class DPnP:
@@ -125,6 +132,11 @@ class DPnP:
         thin: int = 1,
         batch_size: int | None = None,
         on_sweep: OnSweep | None = None,
+        keep: Keep = "all",
+        checkpoint: str | Path | None = None,
+        checkpoint_every: float = CHECKPOINT_EVERY,
+        extend: Posterior | str | Path | None = None,
+        keep_state: bool = True,
     ) -> Posterior:
         """Draw from the posterior.
 
@@ -138,47 +150,152 @@ class DPnP:
             batch_size: images in a network call, all by default; it changes memory and speed, not the draws (up to the
                 rounding of floating-point sums, which may depend on the batch).
             on_sweep: called after each iteration.
+            keep: ``"all"`` draws; ``"statistics"`` of all draws and the last draw of each chain; or statistics and so many draws of each
+                chain. But for ``"all"`` the memory does not grow with ``draws``.
+            checkpoint: folder for the state of the run. If a run of the same settings was interrupted, the same call goes on from there
+                and gives the same draws. The state of a finished run stays until the folder is removed.
+            checkpoint_every: seconds from one state to the next; 0 for each iteration.
+            extend: a posterior of fewer chains or draws but otherwise the same settings, or its folder, that is gone on with.
+            keep_state: keep what the posterior can be extended with, some 25 kB a chain and the images where chains have arrived.
 
         Returns:
             The draws and the record of how they came about.
 
         Raises:
             ValueError: an argument out of range, or a measurement that does not fit the forward model.
+            RunError: what is to be gone on with is of other settings (says which), cannot be extended in this way, or another process is
+                at it. It is a ValueError.
             SamplingError: a chain has left the finite numbers.
         """
-        for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("thin", thin, 1), ("seed", seed, 0)):
+        if isinstance(extend, str | Path):
+            extend = Posterior.load(extend)
+        task = self.task(y, range(chains), seed, draws, thin, batch_size, keep, on_sweep)
+        if checkpoint is None:
+            return self.finish(self.advance(task, None, extend), keep_state=keep_state)
+        folder = Path(checkpoint)
+        with FolderLock(folder):
+            checkpoints = Checkpoints(folder, self.settings(task), every=checkpoint_every)
+            return self.finish(self.advance(task, checkpoints, extend), keep_state=keep_state)
+
+    def task(
+        self,
+        y: Tensor,
+        chains: range,
+        seed: int,
+        draws: int = 1,
+        thin: int = 1,
+        batch_size: int | None = None,
+        keep: Keep = "all",
+        on_sweep: OnSweep | None = None,
+    ) -> Task:
+        """What :meth:`sample` is to do, checked; arguments and errors as there, but that ``chains`` may be some of all."""
+        for name, value, least in (
+            ("chains", len(chains), 1),
+            ("draws", draws, 1),
+            ("thin", thin, 1),
+            ("seed", seed, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
-        size = chains if batch_size is None else batch_size
-        if size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}; it must be at least 1")
         self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
         y = self.forward_model.homogeneous_measurement(y, self.blank(1))
-        start = time.perf_counter()
-        if isinstance(self.population, Population):
-            samples, record = self._run_populations(y, chains, seed, draws, thin, size, on_sweep)
-        elif isinstance(self.population, ReplicaExchange):
-            samples, record = self._run_replicas(y, chains, seed, draws, thin, size, on_sweep)
-        else:
-            samples, record = self._run_chains(y, chains, seed, draws, thin, size, on_sweep)
+        store = DrawStore(keep, self.image_shape, chains=chains, draws=draws, dtype=self.dtype)
+        return Task(self, y, chains, seed, draws, thin, batch_size or len(chains), store, on_sweep)
+
+    def settings(self, task: Task) -> State:
+        """All that the draws of a task depend on, JSON-able; to be compared with those that a state was written under."""
+        return {
+            "chains": [task.chains.start, task.chains.stop],
+            "draws": task.draws,
+            "thin": task.thin,
+            "seed": task.seed,
+            "batch_size": task.batch_size,
+            "keep": task.store.keep,
+            "measurement": describe(task.y),
+            "prior": describe(self.prior),
+            "forward_model": describe(self.forward_model),
+            "dds": describe(self.dds),
+            "proximal": describe(self.proximal),
+            "population": describe(self.population),
+            "schedule": describe(self.schedule),
+            "powers": describe(self.powers),
+            "precision": str(self.dtype),
+            "device": self.device.type,
+            "dpnp-imaging": version("dpnp-imaging"),
+            "torch": torch.__version__,
+        }
+
+    @torch.no_grad()
+    def advance(self, task: Task, checkpoints: Checkpoints | None = None, extend: Posterior | None = None) -> Run:
+        """Do a task, from its beginning or from where a state says.
+
+        Args:
+            task: what is to be drawn; its store takes the draws.
+            checkpoints: where states are, and go to.
+            extend: what to go on with where there is no state.
+
+        Returns:
+            The run, done.
+
+        Raises:
+            RunError, SamplingError: as for :meth:`sample`.
+        """
+        start, run = time.perf_counter(), make_run(task)
+        state = checkpoints.load() if checkpoints is not None else None
+        if state is not None:
+            run.load_state_dict(state["run"])
+            task.store.load_state_dict(state["store"])
+            run.seconds = state["seconds"]
+        elif extend is not None:
+            run.load_state_dict(extending(extend, self.settings(task), task.store)["run"])
+            run.seconds = extend.diagnostics["seconds"]
+        if run.iteration:
+            of = f" of {run.iterations}" if run.iterations else ""
+            log.info("going on after iteration %d%s", run.iteration, of)
+        before = run.seconds
+
+        while not run.done:
+            run.advance()
+            run.seconds = before + time.perf_counter() - start
+            if checkpoints is not None and (checkpoints.due or run.done):
+                try:
+                    checkpoints.save(
+                        {"run": run.state_dict(), "store": task.store.state_dict(), "seconds": run.seconds}
+                    )
+                except TypeError as error:
+                    log.warning("this run could not be gone on with if it were interrupted: %s", error)
+                    checkpoints = None
+        return run
+
+    def finish(self, run: Run, *, keep_state: bool = True) -> Posterior:
+        """The posterior of a run that is done; ``keep_state`` as for :meth:`sample`."""
+        task = run.task
         diagnostics = {
             "sampler": "DPnP",
             "dds": repr(self.dds),
             "proximal": repr(self.proximal),
             "schedule": self.schedule,
             "powers": self.powers,
-            "chains": chains,
-            "draws": draws,
-            "thin": thin,
-            "seed": seed,
-            "seconds": time.perf_counter() - start,
-            **record,
+            "chains": len(task.chains),
+            "draws": task.draws,
+            "thin": task.thin,
+            "seed": task.seed,
+            "seconds": run.seconds,
+            **run.record(),
         }
         diagnostics["warnings"] = movement_warnings(diagnostics["proximal"], diagnostics["iterations"])
         for warning in diagnostics["warnings"]:
             log.warning("%s", warning)
-        posterior = Posterior(samples, diagnostics)
+        state = None
+        if keep_state:
+            try:
+                state = {"run": on_cpu(run.state_dict()), "settings": self.settings(task)}
+            except TypeError as error:
+                log.warning("this run cannot be extended: %s", error)
+        posterior = Posterior(task.store.samples, diagnostics, task.store.statistics, state)
         posterior.diagnostics["convergence"] = posterior.convergence()
         return posterior
 
@@ -203,116 +320,46 @@ class DPnP:
         for name, value, least in (("n", n, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
-        gibbs = self._gibbs(range(n), seed, n, None)
-        x = gibbs.start(self.blank(n))
+        generator = ChainGenerators(seed, range(n))
+        x = denoise_noise(self.prior, generator.normal_like(self.blank(n)), START_CALLS)
         for eta in self.schedule:
-            x, _ = self.dds(self.prior, x + eta * gibbs.generator.normal_like(x), eta, generator=gibbs.generator)
+            x, _ = self.dds(self.prior, x + eta * generator.normal_like(x), eta, generator=generator)
         return x
 
-    def _gibbs(
-        self, chains: range, seed: int, size: int, on_sweep: OnSweep | None, iterations: int | None = None
-    ) -> Gibbs:
-        prior = self.prior if size >= len(chains) else Batched(self.prior, size)
-        return Gibbs(prior, self.proximal, self.dds, ChainGenerators(seed, chains), chains, iterations, on_sweep)
 
-    @torch.no_grad()
-    def _run_chains(
-        self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Independent chains, a batch after the other: draws ``(chains, draws, C, H, W)`` and the record."""
-        more = thin * (draws - 1)
-        schedule, powers = self.schedule + [self.schedule[-1]] * more, self.powers + [1.0] * more
-        samples, records = [], []
-        for first in range(0, chains, size):
-            batch = range(first, min(first + size, chains))
-            gibbs = self._gibbs(batch, seed, size, on_sweep, len(schedule))
-            x = gibbs.start(self.blank(len(batch)))
-            state, kept, power = self.proximal.init(self.kernel_model, y, x), [], 1.0
-            for past, (eta, target) in enumerate(zip(schedule, powers, strict=True), 1 - len(self.schedule)):
-                if target != power and isinstance(self.proximal, MarkovKernel):
-                    model = self.kernel_model
-                    state = self.proximal.retarget(state, TemperedForwardModel(model, target) if target < 1 else model)
-                    power = target
-                state, x, _ = gibbs.sweep(state, x, eta)
-                if past >= 0 and past % thin == 0:
-                    kept.append(x.cpu())
-            samples.append(torch.stack(kept, dim=1))
-            records.append(gibbs.record())
-        return torch.cat(samples), _merge(records)
+def extending(posterior: Posterior, settings: State, store: DrawStore) -> State:
+    """Put a posterior's draws into the store of a run that goes on from it.
 
-    @torch.no_grad()
-    def _run_populations(
-        self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Populations, each weighted by its evidence: draws ``(chains, draws, C, H, W)`` and the record."""
-        assert isinstance(self.population, Population)
-        samples: list[Tensor] = []
-        runs: list[Particles] = []
-        records = []
-        groups = self.population.divide(chains)
-        for number, particles in enumerate(groups):
-            gibbs = self._gibbs(particles, seed, size, on_sweep)
-            run = Path(
-                self.population,
-                gibbs,
-                self.kernel_model,
-                y,
-                self.blank(len(particles)),
-                self.schedule[0],
-                self.schedule[-1],
-                torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN + 1 + number)),
-            ).run()
-            state, x, kept = run.state, run.x, [run.x.cpu()]
-            for i in range(1, thin * (draws - 1) + 1):
-                state, x, _ = gibbs.sweep(state, x, self.schedule[-1])
-                if i % thin == 0:
-                    kept.append(x.cpu())
-            samples.append(torch.stack(kept, dim=1))
-            runs.append(run)
-            records.append(gibbs.record())
-        evidence = torch.tensor([run.log_evidence for run in runs], dtype=torch.float64)
-        log_mean = float(evidence.logsumexp(0)) - math.log(len(runs))
-        relative = (evidence - log_mean).exp()  # of the evidence itself, whose mean has no bias
-        error = float(relative.std() / math.sqrt(len(runs))) if len(runs) > 1 else None
-        x = torch.cat(samples)
-        if len(runs) > 1:
-            sizes = torch.tensor([len(group) for group in groups])
-            log_w = (evidence - sizes.log()).repeat_interleave(sizes)
-            u = torch.rand(
-                (), generator=torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN)), dtype=torch.float64
-            )
-            x = x[systematic_resampling(log_w, chains, float(u))]
-        record = _merge(records) | {
-            "log_evidence": log_mean,
-            "log_evidence_se": error,
-            "populations": [run.record for run in runs],
-        }
-        return x, record
+    Args:
+        posterior: of fewer chains or draws.
+        settings: of the new run.
+        store: of the new run, empty.
 
-    @torch.no_grad()
-    def _run_replicas(
-        self, y: Tensor, chains: int, seed: int, draws: int, thin: int, size: int, on_sweep: OnSweep | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Chains with replicas: draws ``(chains, draws, C, H, W)`` and the record."""
-        assert isinstance(self.population, ReplicaExchange)
-        gibbs = self._gibbs(range(chains), seed, size, on_sweep)
-        generator = torch.Generator().manual_seed(derive_seed(seed, NOT_A_CHAIN))
-        replicas = start_replicas(
-            self.population,
-            gibbs,
-            self.kernel_model,
-            y,
-            self.blank(chains),
-            self.schedule[0],
-            self.schedule[-1],
-            generator,
+    Returns:
+        The posterior's state.
+
+    Raises:
+        RunError: it has no state, or is of other settings; says which.
+    """
+    if posterior.state is None:
+        raise RunError("this posterior was kept without the state of its run, so that it cannot be extended")
+    before: State = posterior.state["settings"]
+    same = [{name: value for name, value in s.items() if name not in GROWING} for s in (before, settings)]
+    if found := differences(*same):
+        raise RunError(f"a run can be extended by chains and draws only; these differ: {'; '.join(found)}")
+    (_, chains), draws = before["chains"], before["draws"]
+    more_chains, more_draws = settings["chains"][1] - chains, settings["draws"] - draws
+    if min(more_chains, more_draws) < 0 or more_chains == more_draws == 0:
+        raise RunError(
+            f"the run has {chains} chains of {draws} draws, asked for are {settings['chains'][1]} of {settings['draws']}; one of the two "
+            "must be more, and none fewer"
         )
-        kept = []
-        for _ in range(draws):
-            for _ in range(thin):
-                x = replicas.sweep()
-            kept.append(x.cpu())
-        return torch.stack(kept, dim=1), _merge([gibbs.record()]) | {"replica_exchange": replicas.record()}
+    if more_chains and settings["population"] is not False:
+        raise RunError(
+            "particles of a population and chains with replicas depend on each other: only draws can be added to them"
+        )
+    store.take(posterior.samples, posterior.statistics, range(chains), draws)
+    return posterior.state
 
 
 def image_shape_of(prior: Denoiser, forward_model: ForwardModel) -> tuple[int, int, int]:
@@ -360,13 +407,3 @@ def movement_warnings(kernel: str, batches: list[list[dict[str, float]]]) -> lis
         f"{kernel} hardly moves at eta = {last:.3g}: a draw goes {jump:.2%} of the way of an independent one, {still:.0%} of the "
         f"draws stay where they were, acceptance {acceptance:.1%}. The draws do not cover the posterior; {remedy}"
     ]
-
-
-def _merge(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Records of several batches: calls are summed, iterations kept batch by batch."""
-    return {
-        "batches": len(records),
-        "network_calls": sum(record["network_calls"] for record in records),
-        "forward_calls": sum(record["forward_calls"] for record in records),
-        "iterations": [record["iterations"] for record in records],
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -123,6 +123,16 @@ class Gibbs:
         if self.on_sweep is not None:
             self.on_sweep(Sweep(self.chains, len(self.rows), self.iterations, eta, self.network_calls, info))
         return state, x, z
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the streams are, and the account."""
+        return {**self.record(), "generator": self.generator.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was called."""
+        self.network_calls, self.forward_calls = state["network_calls"], state["forward_calls"]
+        self.rows = list(state["iterations"])
+        self.generator.load_state_dict(state["generator"])
 
     def record(self) -> dict[str, Any]:
         """The account as JSON-able values."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dpnp_inference.gibbs import Gibbs, SamplingError
 from dpnp_inference.proximal import TemperedForwardModel
+from dpnp_inference.state import changes, restored
 from dpnp_inference.targets import choose_targets
 from dpnp_shared.forward_model import ForwardModel
 
@@ -91,26 +92,10 @@ class Level(NamedTuple):
     z: Tensor
 
 
-class Particles(NamedTuple):
-    r"""Where a population has arrived, with equal weights.
-
-    Attributes:
-        state: of the proximal sampler.
-        x: ``(B, C, H, W)``.
-        z: likewise.
-        log_evidence: estimate of :math:`\log p(y)`.
-        record: history, JSON-able.
-    """
-
-    state: Any
-    x: Tensor
-    z: Tensor
-    log_evidence: float
-    record: dict[str, Any]
-
-
 class Path:
     """Particles and their weights on the way from the prior to the last coupling.
+
+    It begins with :meth:`start`, or with :meth:`load_state_dict` where it was interrupted.
 
     Args:
         settings: how.
@@ -136,38 +121,29 @@ class Path:
     ) -> None:
         self.settings, self.gibbs, self.forward_model, self.y = settings, gibbs, forward_model, y
         self.generator = generator
-        self.n, self.eta_min = len(like), eta_min
-        self.x = torch.cat([gibbs.start(like) for _ in range(settings.start)])
-        self.state = gibbs.proximal.init(forward_model, y, like)
+        self.like, self.n, self.eta_max, self.eta_min = like, len(like), eta_max, eta_min
+        self.state = self.initial = gibbs.proximal.init(forward_model, y, like)
         self.targets, reason = choose_targets(forward_model, y, gibbs.proximal.split_variance(self.state))
         self.joint = self.targets.joint
-        self.eta, self.power = (eta_max, 0.0) if self.joint else (math.inf, 1.0)
-        self.z = self.x
-        if self.joint:
-            noise = torch.cat([gibbs.generator.normal_like(like) for _ in range(settings.start)])
-            self.z = self.x + eta_max * noise
         # no coupling is larger than the prior allows, and far above its spread nothing changes any more
         self.eta_top = max(min(gibbs.prior.sigma_max, 100 * gibbs.prior.spread), eta_min)
-        self.log_w = torch.zeros(len(self.x), dtype=torch.float64, device=like.device)
+        self.eta, self.power = (eta_max, 0.0) if self.joint else (math.inf, 1.0)
+        self.x = self.z = like
+        self.log_w = torch.zeros(self.n, dtype=torch.float64, device=like.device)
         self.log_evidence = 0.0
         self.levels: list[dict[str, Any]] = []
-        self.founders = torch.arange(len(self.x), device=like.device)
+        self.founders = torch.arange(self.n, device=like.device)
         self.record: dict[str, Any] = {"weights": reason, "levels": self.levels}
 
-    def run(self, on_level: Callable[[Level], None] | None = None) -> Particles:
-        """Go to the end.
-
-        Args:
-            on_level: called after the sweeps of each level.
-
-        Raises:
-            SamplingError: no particle has a positive likelihood, or one is no longer finite.
-        """
-        while not self.done:
-            level = self.step()
-            if on_level is not None:
-                on_level(level)
-        return self.finish()
+    def start(self) -> None:
+        """Draw the first particles."""
+        number = self.settings.start
+        self.x = self.z = torch.cat([self.gibbs.start(self.like) for _ in range(number)])
+        if self.joint:
+            noise = torch.cat([self.gibbs.generator.normal_like(self.like) for _ in range(number)])
+            self.z = self.x + self.eta_max * noise
+        self.log_w = torch.zeros(len(self.x), dtype=torch.float64, device=self.like.device)
+        self.founders = torch.arange(len(self.x), device=self.like.device)
 
     @property
     def done(self) -> bool:
@@ -189,15 +165,17 @@ class Path:
             row["ancestors"] = self._resample()
         row["founders"] = len(set(self.founders.tolist()))
         if self.joint and (self.power < 1 or len(self.levels) == 1 or self.levels[-2]["power"] < 1):
-            # the likelihood has changed
-            tempered = TemperedForwardModel(self.forward_model, self.power) if self.power < 1 else self.forward_model
-            self.state = self.gibbs.proximal.init(tempered, self.y, self.z)
+            self.state = self._init(self.z)  # the likelihood has changed
         for _ in range(self.settings.final if self.done else self.settings.sweeps):
             self.state, self.x, self.z = self.gibbs.sweep(self.state, self.x, self.eta)
         return Level(self.eta, self.power, self.state, self.x, self.z)
 
-    def finish(self) -> Particles:
-        """Particles of equal weights; what bias the last coupling has left is removed if the weights allow it."""
+    def finish(self) -> float:
+        """Give the particles equal weights; what bias the last coupling has left is removed if the weights allow it.
+
+        Returns:
+            Estimate of log p(y).
+        """
         if self.joint:
             rest = self.forward_model.log_likelihood(self.x, self.y) - self.forward_model.log_likelihood(self.z, self.y)
             constant = 0.0
@@ -222,7 +200,32 @@ class Path:
         ):  # without its determinant the last target has no evidence of its own; that of the model always can be had
             log_evidence += float((self.log_w.log_softmax(0) + rest).logsumexp(0))
         self.record |= {"log_evidence": log_evidence, "bias": bias, "correction_ess": fraction}
-        return Particles(self.state, self.x, self.z, log_evidence, self.record)
+        return log_evidence
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the particles are; the sweeps' own state apart."""
+        named = {name: getattr(self, name) for name in ("x", "z", "log_w", "founders", "eta", "power", "log_evidence")}
+        return named | {
+            "record": {**self.record, "levels": list(self.levels)},
+            "proximal": changes(self.state, self.initial),
+            "resampling": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was called."""
+        for name in ("x", "z", "log_w", "founders"):
+            setattr(self, name, state[name].to(self.like.device))
+        self.eta, self.power, self.log_evidence = state["eta"], state["power"], state["log_evidence"]
+        self.levels = list(state["record"]["levels"])
+        self.record = {**state["record"], "levels": self.levels}
+        self.generator.set_state(state["resampling"].clone())
+        template = self._init(self.like) if self.power < 1 else self.initial
+        self.state = restored(template, state["proximal"], self.like.device)
+
+    def _init(self, z: Tensor) -> Any:
+        """State of the proximal sampler at the likelihood's present power."""
+        tempered = TemperedForwardModel(self.forward_model, self.power) if self.power < 1 else self.forward_model
+        return self.gibbs.proximal.init(tempered, self.y, z)
 
     def _at(self, t: float) -> tuple[float, float]:
         """η and β at ``t`` in (0, 1] of the way to the next corner of the path."""

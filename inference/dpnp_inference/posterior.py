@@ -20,13 +20,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dpnp_inference.state import read_state, write_state
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dpnp_inference.diagnostics import Diagnosis
+    from dpnp_inference.state import State
     from dpnp_inference.streaming import RunningPosterior
 
 SAMPLES, DIAGNOSTICS, STATISTICS = "samples.safetensors", "diagnostics.json", "statistics.safetensors"
+STATE = "state.safetensors"
 OF_ALL_DRAWS = ("convergence", "chains", "draws")  # entries of the record that are not those of a part of the draws
 LEAST_DRAWS = 4  # of a chain, below which ArviZ's R-hat and effective sample sizes do not exist
 
@@ -60,11 +64,13 @@ class Posterior:
         diagnostics: JSON-able record: schedule, network and forward calls, acceptance, residuals, seconds, warnings.
         statistics: of a run that did not keep all its draws, those of all of them; then mean, standard deviation, quantiles, intervals
             and the mean's Monte Carlo error are theirs, and ``samples`` are the draws that were kept.
+        state: of the run at its end, with which it can be extended; None if it was not kept.
     """
 
     samples: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)
     statistics: RunningPosterior | None = None
+    state: State | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 5 or 0 in self.samples.shape:
@@ -301,7 +307,7 @@ class Posterior:
         return plot_ranks(self, functionals)
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``samples.safetensors``, ``diagnostics.json`` and, if there are, ``statistics.safetensors``: all or none.
+        """Write ``samples.safetensors``, ``diagnostics.json`` and, if there are, ``statistics.safetensors`` and ``state.safetensors``.
 
         Args:
             directory: the folder; files of these names in it are replaced.
@@ -320,10 +326,13 @@ class Posterior:
                 save_file(content, staging / name)
                 (staging / name).chmod(0o644)  # safetensors makes files that only their owner can read
             (staging / DIAGNOSTICS).write_text(json.dumps(self.diagnostics, indent=2) + "\n", encoding="utf-8")
-            for name in (*tensors, DIAGNOSTICS):
+            if self.state is not None:
+                write_state(staging / STATE, self.state, {})
+            written = {*tensors, DIAGNOSTICS, *([] if self.state is None else [STATE])}
+            for name in sorted(written):
                 os.replace(staging / name, target / name)
-            if self.statistics is None:
-                (target / STATISTICS).unlink(missing_ok=True)
+            for name in {STATISTICS, STATE} - written:
+                (target / name).unlink(missing_ok=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
@@ -347,7 +356,8 @@ class Posterior:
             from dpnp_inference.streaming import RunningPosterior
 
             statistics = RunningPosterior.from_state_dict(load_file(folder / STATISTICS))
-        return cls(load_file(folder / SAMPLES)["samples"], diagnostics, statistics)
+        state = read_state(folder / STATE)[0] if (folder / STATE).is_file() else None
+        return cls(load_file(folder / SAMPLES)["samples"], diagnostics, statistics, state)
 
 
 def arviz_statistics(x: npt.NDArray[Any], *names: str) -> dict[str, Floats]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from dpnp_shared.randomness import derive_seed
 
 Draw = Callable[..., Tensor]
 BLOCK = 4096
+DRAWS: dict[str, Draw] = {"normal": torch.randn, "uniform": torch.rand}
 
 
 class ChainGenerators:
@@ -27,7 +29,7 @@ class ChainGenerators:
 
     def __init__(self, seed: int, chains: Iterable[int]) -> None:
         self.generators = [torch.Generator().manual_seed(derive_seed(seed, chain)) for chain in chains]
-        self._blocks: dict[tuple[Draw, torch.dtype], Tensor] = {}
+        self._blocks: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -40,18 +42,18 @@ class ChainGenerators:
         """
         if x.shape[0] != len(self):
             raise ValueError(f"x holds {x.shape[0]} chains, there are {len(self)} generators")
-        noise = self._take(torch.randn, x[0].numel(), x.dtype).reshape(x.shape)
+        noise = self._take("normal", x[0].numel(), x.dtype).reshape(x.shape)
         if x.is_complex():
             noise = noise * math.sqrt(2)  # PyTorch's complex normal has variance 1/2 in each part
         return noise.to(x.device)
 
     def uniform(self, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """One uniform number in [0, 1) a chain, ``(B,)``."""
-        return self._take(torch.rand, 1, dtype).flatten().to(device)
+        return self._take("uniform", 1, dtype).flatten().to(device)
 
     def uniform_like(self, x: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) shaped like ``x`` ``(B, …)``, row i from chain i."""
-        return self._take(torch.rand, x[0].numel(), x.dtype).reshape(x.shape).to(x.device)
+        return self._take("uniform", x[0].numel(), x.dtype).reshape(x.shape).to(x.device)
 
     def spawn(self) -> ChainGenerators:
         """New streams, each seeded by one number of its chain's own.
@@ -60,14 +62,32 @@ class ChainGenerators:
         how long the others take.
         """
         child = ChainGenerators(0, ())
-        seeds = self._take(torch.rand, 1, torch.float64).flatten() * 2**53
+        seeds = self._take("uniform", 1, torch.float64).flatten() * 2**53
         child.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         return child
 
-    def _take(self, draw: Draw, n: int, dtype: torch.dtype) -> Tensor:
+    def state_dict(self) -> dict[str, Any]:
+        """Where the streams are: each generator's state ``(B, bytes)``, and the numbers that were drawn ahead."""
+        blocks = {f"{kind}/{str(dtype).removeprefix('torch.')}": block for (kind, dtype), block in self._blocks.items()}
+        return {"generators": torch.stack([g.get_state() for g in self.generators]), "blocks": blocks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was called.
+
+        Args:
+            state: of as many streams.
+        """
+        for generator, value in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(value.clone())
+        self._blocks = {}
+        for name, block in state["blocks"].items():
+            kind, _, dtype = name.partition("/")
+            self._blocks[kind, getattr(torch, dtype)] = block
+
+    def _take(self, kind: str, n: int, dtype: torch.dtype) -> Tensor:
         """The next ``n`` numbers of each chain, ``(B, n)``."""
-        block = self._blocks.get((draw, dtype))
+        block = self._blocks.get((kind, dtype))
         if block is None or block.shape[1] < n:
-            block = torch.stack([draw(max(n, BLOCK), generator=g, dtype=dtype) for g in self.generators])
-        taken, self._blocks[draw, dtype] = block[:, :n], block[:, n:]
+            block = torch.stack([DRAWS[kind](max(n, BLOCK), generator=g, dtype=dtype) for g in self.generators])
+        taken, self._blocks[kind, dtype] = block[:, :n], block[:, n:]
         return taken

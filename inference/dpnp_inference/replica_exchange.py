@@ -11,6 +11,7 @@ The replica at the last coupling hops between modes by way of the first, where t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from dpnp_inference.gibbs import Gibbs
 from dpnp_inference.population import Level, Path, Population
-from dpnp_inference.targets import Targets, choose_targets
-from dpnp_shared.forward_model import ForwardModel
+from dpnp_inference.state import changes, restored
+from dpnp_inference.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -93,32 +94,48 @@ class Replicas:
             if hasattr(self.states[i], "z"):
                 self.states[i] = self.states[i]._replace(z=self.z[i])
 
+    def state_dict(self, initial: Any) -> dict[str, Any]:
+        """Where the replicas are; ``initial`` is what the proximal sampler's ``init`` gives."""
+        return {
+            "levels": [
+                level_state(Level(*level), initial)
+                for level in zip(self.etas, [1.0] * len(self.etas), self.states, self.x, self.z, strict=True)
+            ],
+            "accepted": list(self.accepted),
+            "tried": list(self.tried),
+            "sweeps": self.sweeps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Counts of :meth:`state_dict`; its levels make the replicas."""
+        self.accepted, self.tried, self.sweeps = list(state["accepted"]), list(state["tried"]), state["sweeps"]
+
     def record(self) -> dict[str, Any]:
         """Couplings and how often neighbours were exchanged, JSON-able."""
         rates = [a / t if t else None for a, t in zip(self.accepted, self.tried, strict=True)]
         return {"etas": self.etas, "exchange_rates": rates, "sweeps": self.sweeps}
 
 
-def start_replicas(
-    settings: ReplicaExchange,
-    gibbs: Gibbs,
-    forward_model: ForwardModel,
-    y: Tensor,
-    like: Tensor,
-    eta_max: float,
-    eta_min: float,
-    generator: torch.Generator,
-) -> Replicas:
-    """Find the ladder and the first replicas; arguments as of :class:`~dpnp_inference.population.Path`."""
-    levels: list[Level] = []
-    Path(settings.ladder, gibbs, forward_model, y, like, eta_max, eta_min, generator).run(levels.append)
-    levels = [level for level in levels if level.power == 1]
+def level_state(level: Level, initial: Any) -> dict[str, Any]:
+    """A level as a state; ``initial`` is what the proximal sampler's ``init`` gives."""
+    return {"eta": level.eta, "x": level.x, "z": level.z, "proximal": changes(level.state, initial)}
+
+
+def level_of(state: Mapping[str, Any], initial: Any, device: torch.device) -> Level:
+    """The level of :func:`level_state`."""
+    x, z = state["x"].to(device), state["z"].to(device)
+    return Level(state["eta"], 1.0, restored(initial, state["proximal"], device), x, z)
+
+
+def start_replicas(settings: ReplicaExchange, path: Path, levels: list[Level]) -> Replicas:
+    """Replicas on the ladder that a population has found.
+
+    Args:
+        settings: how.
+        path: of the population.
+        levels: what it came by, at the likelihood's full power.
+    """
     first = levels[0]
-    added = max(0, math.ceil(math.log(eta_max / first.eta) / math.log(settings.step)))
-    levels[:0] = [first._replace(eta=eta_max * (first.eta / eta_max) ** (i / added)) for i in range(added)]
-    split = gibbs.proximal.split_variance(levels[-1].state)
-    targets, _ = choose_targets(forward_model, y, split)
-    replicas = Replicas(levels, targets, gibbs)
-    for _ in range(settings.burn_in):
-        replicas.sweep()
-    return replicas
+    added = max(0, math.ceil(math.log(path.eta_max / first.eta) / math.log(settings.step)))
+    rungs = [first._replace(eta=path.eta_max * (first.eta / path.eta_max) ** (i / added)) for i in range(added)]
+    return Replicas([*rungs, *levels], path.targets, path.gibbs)

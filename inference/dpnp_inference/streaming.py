@@ -612,7 +612,7 @@ class DrawStore:
         keep: ``"all"`` draws and no statistics; ``"statistics"`` of all draws and the last draw of each chain; or a number: statistics, and
             so many draws of each chain, evenly spaced and the last among them.
         image_shape: ``(C, H, W)``.
-        chains: how many, numbered from 0.
+        chains: how many, numbered from 0; or their indices.
         draws: of each chain.
         dtype: of the draws.
 
@@ -624,25 +624,32 @@ class DrawStore:
     """
 
     def __init__(
-        self, keep: Keep, image_shape: Sequence[int], *, chains: int, draws: int, dtype: torch.dtype = torch.float32
+        self,
+        keep: Keep,
+        image_shape: Sequence[int],
+        *,
+        chains: int | range,
+        draws: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if isinstance(keep, str) and keep not in ("all", "statistics"):
             raise ValueError(f"keep = {keep!r}; allowed are 'all', 'statistics' and a number of draws")
         number = {"all": draws, "statistics": 1}[keep] if isinstance(keep, str) else keep
         if not 1 <= number <= draws:
             raise ValueError(f"keep = {keep}; it must be from 1 to draws = {draws}")
+        self.keep, self.draws = keep, draws
+        self.chains = range(chains) if isinstance(chains, int) else chains
         self.statistics: RunningPosterior | None = None
         if keep != "all":
-            n = chains * draws
+            n = len(self.chains) * draws
             needed = interval_order(n, LEVEL) if n >= 2 / (1 - LEVEL) - 1 else 1
             extremes = min(max(needed, LEAST_EXTREMES), MOST_EXTREMES)
             self.statistics = RunningPosterior(image_shape, draws=draws, extremes=extremes, dtype=dtype)
         self._places = {
             (i + 1) * draws // number - 1: i for i in range(number)
         }  # of a chain's draw among those that are kept
-        self._samples = torch.zeros((chains, number, *image_shape), dtype=dtype)
-        self._seen = torch.zeros(chains, dtype=torch.int64)
-        self._draws = draws
+        self._samples = torch.zeros((len(self.chains), number, *image_shape), dtype=dtype)
+        self._seen = torch.zeros(len(self.chains), dtype=torch.int64)
 
     def add(self, x: Tensor, chains: range) -> None:
         """Take in one draw of each of some chains.
@@ -654,16 +661,16 @@ class DrawStore:
         Raises:
             ValueError: shape or chains do not fit, or the chains have all their draws.
         """
-        if x.shape != (len(chains), *self._samples.shape[2:]) or not 0 <= chains.start < chains.stop <= len(self._seen):
+        some = self._places_of(chains)
+        if x.shape != (len(chains), *self._samples.shape[2:]) or some is None:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} for chains {chains}; there are {len(self._seen)} chains of images "
                 f"{tuple(self._samples.shape[2:])}"
             )
-        some = slice(chains.start, chains.stop)
         before = set(self._seen[some].tolist())
-        if len(before) > 1 or max(before) >= self._draws:
+        if len(before) > 1 or max(before) >= self.draws:
             raise ValueError(
-                f"chains {chains} have had {sorted(before)} of {self._draws} draws; needed are equally many, and fewer"
+                f"chains {chains} have had {sorted(before)} of {self.draws} draws; needed are equally many, and fewer"
             )
         place = self._places.get(before.pop())
         if place is not None:
@@ -672,6 +679,46 @@ class DrawStore:
             self.statistics.update(x, chains)
         self._seen[some] += 1
 
+    def take(self, samples: Tensor, statistics: RunningPosterior | None, chains: range, draws: int) -> None:
+        """Take in what another store has kept of some chains, of an earlier run or of another process.
+
+        Args:
+            samples: ``(B, kept, C, H, W)``.
+            statistics: of all their draws.
+            chains: their indices, which have had no draws here.
+            draws: how many each of them has had.
+
+        Raises:
+            ValueError: it does not fit, or draws that were not kept would be needed.
+        """
+        some = self._places_of(chains)
+        if some is None or bool(self._seen[some].any()) or draws > self.draws or len(samples) != len(chains):
+            raise ValueError(f"{draws} draws of chains {chains} do not fit into {self.draws} draws of {self.chains}")
+        if (statistics is None) != (self.statistics is None):
+            raise ValueError(f"keep = {self.keep!r}; the draws so far were kept in another way")
+        if draws == self.draws or self.keep == "all":
+            self._samples[some, : samples.shape[1]] = samples.to(self._samples)
+        elif self.keep != "statistics":
+            raise ValueError(
+                f"keep = {self.keep}: {self.draws} draws a chain have other ones to keep than {draws}; needed is 'all' or 'statistics'"
+            )
+        self._seen[some] = draws
+        if self.statistics is not None and statistics is not None:
+            if self.statistics.count:
+                self.statistics.merge(statistics)
+            else:  # with the arguments that it was begun with
+                self.statistics = RunningPosterior.from_state_dict(statistics.state_dict())
+
+    def _places_of(self, chains: range) -> slice | None:
+        """Rows of some chains; None if there are none, or not all of them are here."""
+        first, last = chains.start - self.chains.start, chains.stop - self.chains.start
+        return slice(first, last) if 0 <= first < last <= len(self.chains) else None
+
+    @property
+    def kept(self) -> Tensor:
+        """The draws that are kept so far, ``(chains, kept, C, H, W)``; zeros where they are still to come."""
+        return self._samples
+
     @property
     def samples(self) -> Tensor:
         """The draws that are kept, ``(chains, kept, C, H, W)`` on the CPU.
@@ -679,9 +726,9 @@ class DrawStore:
         Raises:
             ValueError: chains have not had all their draws.
         """
-        missing = int((self._seen < self._draws).sum())
+        missing = int((self._seen < self.draws).sum())
         if missing:
-            raise ValueError(f"{missing} of {len(self._seen)} chains have not had all of their {self._draws} draws")
+            raise ValueError(f"{missing} of {len(self._seen)} chains have not had all of their {self.draws} draws")
         return self._samples
 
     def state_dict(self) -> dict[str, Tensor]:
