@@ -121,7 +121,9 @@ class Claims:
     def _beat(self) -> None:
         while not self._stop.wait(self.stale / BEATS):
             for file in tuple(self._held):
-                with contextlib.suppress(OSError):  # a claim that is gone, or a file server: the owner asks before it writes
+                with contextlib.suppress(
+                    OSError
+                ):  # a claim that is gone, or a file server: the owner asks before it writes
                     os.utime(file)
 
 
