@@ -35,14 +35,12 @@ class Claim:
     Attributes:
         file: the claim.
         name: of the item.
-        number: how often the item was claimed before it was finished, this time included.
-        deaths: earlier owners of the same run that ended without a result, one after the other.
+        number: how many have had the item, this one included, since it was last given up; all before died or seemed to.
     """
 
     file: Path
     name: str
     number: int
-    deaths: int
 
 
 class Claims:
@@ -50,12 +48,11 @@ class Claims:
 
     Args:
         folder: where all workers' claims are; made if it does not exist.
-        run: name of the run that this process belongs to.
         stale: seconds without a sign of life after which a claim of another host is nobody's.
     """
 
-    def __init__(self, folder: Path, *, run: str, stale: float) -> None:
-        self.folder, self.run, self.stale = folder, run, stale
+    def __init__(self, folder: Path, *, stale: float) -> None:
+        self.folder, self.stale = folder, stale
         self.owner = {"host": socket.gethostname(), "place": place(), "pid": os.getpid(), "born": birth(os.getpid())}
         self._held: set[Path] = set()
         self._seen: dict[Path, tuple[int, float]] = {}  # when a claim was last touched, and since when this is known
@@ -78,10 +75,9 @@ class Claims:
 
         Whether the item is still to be done must be asked after it: its last owner may just have finished it.
         """
-        number, deaths = 1, 0
+        number = 1
         while (file := self.folder / f"{name}.{number}").exists():
             number += 1
-            deaths = deaths + 1 if read_owner(file).get("run") == self.run else 0
         if number > 1 and not self._is_abandoned(self.folder / f"{name}.{number - 1}"):
             return None
         try:
@@ -89,9 +85,9 @@ class Claims:
         except FileExistsError:
             return None
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({**self.owner, "run": self.run, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, stream)
+            json.dump({**self.owner, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, stream)
         self._held.add(file)
-        return Claim(file, name, number, deaths)
+        return Claim(file, name, number)
 
     def holds(self, claim: Claim) -> bool:
         """Whether the item still is the claim's: nobody has taken its owner for gone meanwhile."""
@@ -128,7 +124,7 @@ class Claims:
 
 
 def read_owner(file: Path) -> dict[str, Any]:
-    """Whose a claim is: ``host``, ``place``, ``pid``, ``born``, ``run``, ``started``; empty while it is being written or if it is gone."""
+    """Whose a claim is: ``host``, ``place``, ``pid``, ``born``, ``started``; empty while it is being written or if it is gone."""
     try:
         owner: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
