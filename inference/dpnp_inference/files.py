@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,9 +42,9 @@ def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            return torch.from_numpy(_load(path))
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with _load(path) as arrays:
                 return torch.from_numpy(arrays[_only(path, arrays.files, key)])
         if path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,8 +55,16 @@ def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
             return found
         with Image.open(path) as image:
             return picture_tensor(image)
-    except (OSError, EOFError, UnidentifiedImageError, RuntimeError) as error:
+    except (OSError, EOFError, UnidentifiedImageError, RuntimeError, BadZipFile, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _load(path: Path) -> Any:
+    """NumPy's arrays, and no objects, which could run code."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:  # whose message recommends to allow them
+        raise ValueError(f"{path} cannot be read: it is not a {path.suffix} file of numbers") from error
 
 
 def picture_tensor(image: Image.Image) -> Tensor:

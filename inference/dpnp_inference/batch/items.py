@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from PIL import Image
 from torch import Tensor
 
@@ -176,7 +177,7 @@ class Stack(Numbered):
 
     def __init__(self, file: Path, key: str | None) -> None:
         # a .npy file stays on disk; the others are held in memory
-        self.array = torch.from_numpy(np.load(file, mmap_mode="c")) if file.suffix == ".npy" else read_tensor(file, key)
+        self.array = torch.from_numpy(np.load(file, mmap_mode="c")) if _is_npy(file) else read_tensor(file, key)
         if self.array.ndim < 2:
             raise ValueError(
                 f"{file} has shape {tuple(self.array.shape)}; needed is one that begins with the number of items"
@@ -266,6 +267,12 @@ class Table(Numbered):
     def where(self, name: str) -> dict[str, Any]:
         """Its row."""
         return {"row": self.index[name]}
+
+
+def _is_npy(file: Path) -> bool:
+    """Whether a file is a NumPy array, of which parts can be read."""
+    with file.open("rb") as stream:
+        return stream.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
 
 
 def _is_saved(path: Path) -> bool:

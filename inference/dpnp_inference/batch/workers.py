@@ -12,18 +12,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Literal
+from uuid import uuid4
 
 import torch
 
 from dpnp_inference.batch.claims import birth, place, read_owner
+from dpnp_inference.batch.folder import BatchFolder
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "DPNP_BATCH_WORKER"  # tells a process that another batch has started it
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "LSB_JOBID")  # variables of torchrun, SLURM and LSF
+MOST_STATUS = 3  # exit status of a process that has ended by itself
 PATIENCE = 0.1  # seconds between two looks at the processes
 
 
@@ -57,7 +59,7 @@ def find_worker() -> Worker:
     if VARIABLE in os.environ:
         return Worker(**json.loads(os.environ[VARIABLE]))
     if not any(variable in os.environ for variable in LAUNCHERS):
-        return Worker(run=f"{place()} {os.getpid()} {birth(os.getpid())}")
+        return Worker(run=uuid4().hex)
     from lightning.fabric.plugins.environments import (
         ClusterEnvironment,
         LightningEnvironment,
@@ -77,7 +79,7 @@ def find_worker() -> Worker:
     ):  # whose agent starts all of a host; its own run id may be that of the next run as well
         run = f"{place()} {os.getppid()} {birth(os.getppid())}"
     else:
-        run = f"{place()} {os.getpid()} {birth(os.getpid())}"
+        run = uuid4().hex
     launcher = kind.__name__.removesuffix("Environment")
     return Worker(found.global_rank(), found.world_size(), found.local_rank(), run, launcher)
 
@@ -123,7 +125,7 @@ class Team:
         count: how many.
         arguments: command line of ``dpnp-reconstruct`` that each is given.
         worker: the process that starts them.
-        claims: folder of the batch's claims.
+        folder: of the batch.
         on_line: is told what the processes write; by default they write where this one does.
     """
 
@@ -132,15 +134,16 @@ class Team:
         count: int,
         arguments: Sequence[str],
         worker: Worker,
-        claims: Path,
+        folder: BatchFolder,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        self.arguments, self.worker, self.claims, self.on_line = list(arguments), worker, claims, on_line
+        self.arguments, self.worker, self.folder, self.on_line = list(arguments), worker, folder, on_line
         self.count = count
-        self.deaths = 0
+        self.settled = [0] * count  # how many items were, when a process was started
         self.members = [self._start(i) for i in range(count)]
 
     def _start(self, i: int) -> subprocess.Popen[str]:
+        self.settled[i] = self._count_settled()
         first = self.worker.rank * self.count
         member = Worker(first + i, self.worker.size * self.count, i, self.worker.run, "batch", os.getpid())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -164,9 +167,9 @@ class Team:
             self.on_line(line.rstrip("\n"))
 
     def wait(self, meanwhile: Callable[[], None]) -> list[int]:
-        """Wait for all of them; one that dies at an item is replaced.
+        """Wait for all of them; one that dies is replaced if it had an item, or if items were finished since it was started.
 
-        A death is charged to the item, and no item is tried for ever, so that this ends.
+        An item at which processes die is not tried for ever, and there are not more items than there are, so that this ends.
 
         Args:
             meanwhile: is called again and again.
@@ -180,13 +183,14 @@ class Team:
                 status = self.members[i].poll()
                 if status is None:
                     continue
-                item = self._item_of(self.members[i].pid)
-                if status in (0, 1, 2, 3) or item is None:
-                    waiting.discard(i)
-                else:
-                    self.deaths += 1
-                    log.warning("process %d died at %s (exit status %d); another takes its place", i, item, status)
+                died = status < 0 or status > MOST_STATUS
+                item = self._item_of(self.members[i].pid) if died else None
+                if died and (item is not None or self._count_settled() > self.settled[i]):
+                    where = "" if item is None else f" at {item}"
+                    log.warning("process %d died%s (exit status %d); another takes its place", i, where, status)
                     self.members[i] = self._start(i)
+                else:
+                    waiting.discard(i)
             meanwhile()
             threading.Event().wait(PATIENCE)
         return [member.returncode for member in self.members]
@@ -199,9 +203,12 @@ class Team:
         for member in self.members:
             member.wait()
 
+    def _count_settled(self) -> int:
+        return sum(1 for inner in (self.folder.items, self.folder.failures) for _ in inner.iterdir())
+
     def _item_of(self, pid: int) -> str | None:
         """The item that a process had."""
-        for file in self.claims.iterdir():
+        for file in self.folder.claims.iterdir():
             owner = read_owner(file)
             if owner.get("place") == place() and owner["pid"] == pid:
                 return file.stem

@@ -288,6 +288,7 @@ class Job:
             "tries": failure["tries"] + 1 if failure is not None and in_this_run else 1,
             "worker": worker_name({"pid": os.getpid()}),
             "rank": self.worker.rank,
+            "processes": self.worker.size,
             "device": self.settings.device,
         }
         overview.begin(name)
@@ -418,7 +419,7 @@ class Job:
                     due = time.monotonic() + 1
 
             on_line = (lambda text: overview.line(text, always=True)) if overview.is_live else None
-            team = Team(processes, self.arguments, self.worker, folder.claims, on_line)
+            team = Team(processes, self.arguments, self.worker, folder, on_line)
             try:
                 statuses = team.wait(look)
             finally:
