@@ -60,13 +60,11 @@ def find_worker() -> Worker:
         return Worker(**json.loads(os.environ[VARIABLE]))
     if not any(variable in os.environ for variable in LAUNCHERS):
         return Worker(run=uuid4().hex)
-    from lightning.fabric.plugins.environments import (
-        ClusterEnvironment,
-        LightningEnvironment,
-        LSFEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     kinds: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment)
     kind = next((kind for kind in kinds if kind.detect()), LightningEnvironment)
@@ -88,7 +86,8 @@ def accelerators() -> list[torch.device]:
     """The accelerators of this host that this process may use, by Lightning Fabric; none on a machine without."""
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         return []
-    from lightning.fabric.accelerators import CUDAAccelerator, MPSAccelerator
+    from lightning.fabric.accelerators.cuda import CUDAAccelerator
+    from lightning.fabric.accelerators.mps import MPSAccelerator
 
     if CUDAAccelerator.is_available():
         return CUDAAccelerator.get_parallel_devices(list(range(CUDAAccelerator.auto_device_count())))

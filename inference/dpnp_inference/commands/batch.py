@@ -386,7 +386,7 @@ class Job:
     def is_finished(self) -> bool:
         """Whether a process of this run has made the tables."""
         manifest = self.folder.read_manifest()
-        return manifest is not None and manifest["run"] == self.worker.run and manifest["finished"]
+        return manifest is not None and manifest["run"] == self.worker.run and bool(manifest["finished"])
 
     def tabulate(self) -> None:
         """Make everything that is made of the records; the manifest last."""
