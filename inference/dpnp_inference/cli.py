@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from rich.logging import RichHandler
 
+from dpnp_inference.commands.batch import Batch, batch
 from dpnp_inference.commands.check import Check, check
 from dpnp_inference.commands.check_model import CheckModel, check_model
 from dpnp_inference.commands.reconstruct import Reconstruction, reconstruct
@@ -64,6 +65,12 @@ COMMANDS: dict[str, Command] = {
         check_model,
         "Is the forward model what a sampler takes it for? It is tried on draws from the prior. The exit status is 1 if there is a "
         "problem. Without arguments: the bundled demo's.",
+    ),
+    "batch": Command(
+        Batch,
+        batch,
+        "Reconstruct many measurements, on several processes, devices and hosts. Items that are done are skipped, those that failed are "
+        "tried again. The exit status is 0 if all are done, 3 if some failed. Without arguments: the bundled prior's test images.",
     ),
 }
 TOOLS: dict[str, Callable[[list[str]], None]] = {}  # commands about a finished run, with options of their own
@@ -144,3 +151,7 @@ def _resolve_argument(argument: str) -> str:
     """``--operator=file.py:Name`` and ``file.py:Name`` with the class path of the user's class."""
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return f"{option}{equals}{resolve_user_files(value)}"
+
+
+if __name__ == "__main__":
+    main()

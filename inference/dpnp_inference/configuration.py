@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import inspect
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +21,7 @@ from dpnp_inference.dpnp import DPnP
 from dpnp_inference.population import Population
 from dpnp_inference.proximal import ProximalSampler
 from dpnp_inference.replica_exchange import ReplicaExchange
+from dpnp_inference.userfile import hash_user_files
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import GaussianNoise, Noise
@@ -166,3 +170,32 @@ def provenance(
         },
         "device": str(dpnp.device),
     }
+
+
+def identity(
+    settings: Configuration, card: PriorCard, config: dict[str, Any], *, unlike: Collection[str]
+) -> dict[str, Any]:
+    """What results depend on, as JSON: those of the same identity may be put together.
+
+    Args:
+        settings: the options.
+        card: of the prior.
+        config: the options as JSON.
+        unlike: names of options that do not change a result.
+    """
+    names = {field.name for field in dataclasses.fields(settings)} - set(unlike)
+    same = {key: value for key, value in config.items() if key in names}
+    same |= {"prior_sha256": card.sha256, "version": version("dpnp-imaging")}
+    same |= {"user files": hash_user_files(same)}
+    return same | {f"source of {name}": _source(getattr(settings, name)) for name in ("prior", "operator", "noise")}
+
+
+def _source(part: object) -> str | None:
+    """Hash of the file that defines a part of the configuration, None for a part given by a name or left out."""
+    if part is None or isinstance(part, str):
+        return None
+    try:
+        file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
+    except TypeError:  # it is not written in Python
+        return None
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,9 +42,9 @@ def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            return torch.from_numpy(_load(path))
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with _load(path) as arrays:
                 return torch.from_numpy(arrays[_only(path, arrays.files, key)])
         if path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -52,9 +54,22 @@ def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
                 raise ValueError(f"{path} holds a {type(found).__name__}, not a tensor")
             return found
         with Image.open(path) as image:
-            array = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    except (OSError, EOFError, UnidentifiedImageError, RuntimeError) as error:
+            return picture_tensor(image)
+    except (OSError, EOFError, UnidentifiedImageError, RuntimeError, BadZipFile, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _load(path: Path) -> Any:
+    """NumPy's arrays, and no objects, which could run code."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:  # whose message recommends to allow them
+        raise ValueError(f"{path} cannot be read: it is not a {path.suffix} file of numbers") from error
+
+
+def picture_tensor(image: Image.Image) -> Tensor:
+    """The pixels of a picture, ``(C, H, W)`` integers."""
+    array = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     if array.dtype == np.int32:  # PIL's mode of 16-bit files
         array = array.astype(np.uint16)
     return torch.from_numpy(np.array(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)))
@@ -104,7 +119,7 @@ def read_measurement(files: str | list[str], key: str | None, forward_model: For
     """
     noise, stack = forward_model.noise, stack_of(forward_model.operator)
     if isinstance(files, str):
-        return forward_model.operator.as_measurement(_in_units(read_tensor(files, key), noise, card))
+        return as_measurement(read_tensor(files, key), forward_model, card)
     parts = 1 if stack is None else len(stack.operators)
     if stack is None or len(files) != parts:
         raise ValueError(
@@ -114,6 +129,11 @@ def read_measurement(files: str | list[str], key: str | None, forward_model: For
     stored = [_in_units(read_tensor(file, key), n, card) for file, n in zip(files, noises, strict=True)]
     operators = [A for A in stack.operators if isinstance(A, Operator)]
     return stack.join([A.as_measurement(y) for A, y in zip(operators, stored, strict=True)])
+
+
+def as_measurement(stored: Tensor, forward_model: ForwardModel, card: PriorCard) -> Tensor:
+    """Stored numbers as the forward model's likelihood takes them; see :func:`read_measurement`."""
+    return forward_model.operator.as_measurement(_in_units(stored, forward_model.noise, card))
 
 
 def _in_units(y: Tensor, noise: Noise, card: PriorCard) -> Tensor:
@@ -138,18 +158,30 @@ def read_image(
     Raises:
         ValueError: it has another shape, ``index`` is too large, or a value is not finite.
     """
-    x = read_tensor(file, key)
+    return as_image(read_tensor(file, key), index, image_shape, card, str(file))
+
+
+def as_image(x: Tensor, index: int, image_shape: tuple[int, int, int], card: PriorCard, name: str) -> Tensor:
+    """One clean image out of stored numbers; see :func:`read_image`.
+
+    Args:
+        x: as stored.
+        index: which image of a stack.
+        image_shape: ``(C, H, W)`` that is needed.
+        card: of the prior.
+        name: of what it was read from, for errors.
+    """
     for shape in (image_shape, image_shape[1:]) if image_shape[0] == 1 else (image_shape,):
         if x.shape[x.ndim - len(shape) :] == shape and x.ndim - len(shape) in (0, 1):
             stack = x.reshape(-1, *image_shape)
             break
     else:
-        raise ValueError(f"{file} has shape {tuple(x.shape)}; needed is {image_shape} (C, H, W) or a stack of them")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; needed is {image_shape} (C, H, W) or a stack of them")
     if not 0 <= index < len(stack):
-        raise ValueError(f"index = {index}; {file} holds {len(stack)} images")
+        raise ValueError(f"index = {index}; {name} holds {len(stack)} images")
     image = to_image_units(stack[index], card)
     if not bool(torch.isfinite(image).all()):
-        raise ValueError(f"{file}: image {index} contains values that are not finite")
+        raise ValueError(f"{name}: image {index} contains values that are not finite")
     return image
 
 

@@ -1,16 +1,20 @@
-"""How good a reconstruction is, by torchmetrics, and whether its uncertainty can be trusted."""
+"""How good a reconstruction is, by torchmetrics, and whether its uncertainty can be trusted.
+
+torchmetrics is imported where it is used, since its import takes as long as all others of a command together.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from dpnp_inference.posterior import Posterior
 
 
 def psnr(x: Tensor, truth: Tensor, value_range: tuple[float, float]) -> float:
     """Peak signal-to-noise ratio in dB of an image ``(C, H, W)`` clipped to its value range."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     low, high = value_range
     return float(peak_signal_noise_ratio(x.clamp(low, high), truth, data_range=high - low))
 
@@ -21,6 +25,8 @@ def ssim(x: Tensor, truth: Tensor, value_range: tuple[float, float]) -> float:
     Raises:
         ValueError: an image smaller than the 11 x 11 window.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs images of at least 11 x 11 pixels, got {tuple(x.shape)}")
     low, high = value_range

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import inspect
 import json
 import logging
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dpnp_inference.calibration import assess, draw_calibration
 from dpnp_inference.check import PairProgress, PairStore, Truths, check_pairs
-from dpnp_inference.configuration import Configuration, provenance, title_of
+from dpnp_inference.configuration import Configuration, identity, provenance, title_of
 from dpnp_inference.files import MARKER
-from dpnp_inference.userfile import hash_user_files
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +47,7 @@ def check(settings: Check, config: dict[str, Any], arguments: list[str]) -> None
         if getattr(settings, name) < least:
             raise ValueError(f"{name} = {getattr(settings, name)}; it must be at least {least}")
     dpnp, card = settings.sampler(demo=True)
-    names = {field.name for field in dataclasses.fields(Check)} - {*SAME_PAIRS}
-    same = {key: value for key, value in config.items() if key in names}
-    same |= {"prior_sha256": card.sha256, "version": version("dpnp-imaging")}
-    same |= {"user files": hash_user_files(same)}
-    same |= {f"source of {name}": _source(getattr(settings, name)) for name in ("prior", "operator", "noise")}
+    same = identity(settings, card, config, unlike=SAME_PAIRS)
     if settings.output is None:
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
         settings.output = f"outputs/check_{digest[:8]}"
@@ -98,14 +90,3 @@ def check(settings: Check, config: dict[str, Any], arguments: list[str]) -> None
     print(calibration.describe())
     print(f"the same command with --pairs {2 * settings.pairs} --overwrite true goes on from here")
     print(f"picture: {output / 'picture.png'}")
-
-
-def _source(part: object) -> str | None:
-    """Hash of the file that defines a part of the configuration, None for a part given by a name or left out."""
-    if part is None or isinstance(part, str):
-        return None
-    try:
-        file = inspect.getsourcefile(part if inspect.isroutine(part) else type(part))
-    except TypeError:  # it is not written in Python
-        return None
-    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()

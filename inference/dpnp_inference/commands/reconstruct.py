@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
+from dpnp_inference.dpnp import DPnP
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
@@ -20,6 +21,7 @@ from dpnp_inference.progress import ProgressBar
 from dpnp_inference.report import draw_picture
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.operators import Operator
+from dpnp_shared.prior import PriorCard
 from dpnp_shared.randomness import derive_seed
 
 log = logging.getLogger(__name__)
@@ -92,30 +94,52 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
     )
     check_output(settings.output, overwrite=settings.overwrite)
     with staged_folder(Path(settings.output)) as folder:
-        posterior.save(folder)
-        save_array(folder / "mean.npy", posterior.mean)
-        if len(posterior.flat) > 1:
-            save_array(folder / "std.npy", posterior.std)
-        save_array(folder / "measurement.npy", y)
-        if truth is not None:
-            save_array(folder / "truth.npy", truth)
+        record = provenance(settings, dpnp, card, config, arguments)
+        write_run(folder, posterior, y, truth, dpnp=dpnp, card=card, record={**record, "scores": scores})
+    _print_summary(posterior, scores, Path(settings.output))
+
+
+def write_run(
+    folder: Path,
+    posterior: Posterior,
+    y: Tensor,
+    truth: Tensor | None,
+    *,
+    dpnp: DPnP,
+    card: PriorCard,
+    record: dict[str, Any],
+    picture: bool = True,
+) -> None:
+    """The files of a run.
+
+    Args:
+        folder: where to write them; a staged one, so that they come all or none.
+        posterior: the draws.
+        y: the measurement.
+        truth: ``(C, H, W)`` if it is known.
+        dpnp: what drew them.
+        card: of the prior.
+        record: where they come from, and their scores; the run's own figures are added.
+        picture: whether to draw the picture.
+    """
+    posterior.save(folder)
+    save_array(folder / "mean.npy", posterior.mean)
+    if len(posterior.flat) > 1:
+        save_array(folder / "std.npy", posterior.std)
+    save_array(folder / "measurement.npy", y)
+    if truth is not None:
+        save_array(folder / "truth.npy", truth)
+    if picture:
         draw_picture(
             folder / "picture.png",
             posterior,
             value_range=card.value_range,
-            measurement=forward_model.operator.display(y),
+            measurement=dpnp.forward_model.operator.display(y),
             truth=None if truth is None else truth.cpu(),
             title=title_of(dpnp, card),
         )
-        record = {
-            **provenance(settings, dpnp, card, config, arguments),
-            "network_calls": posterior.diagnostics["network_calls"],
-            "forward_calls": posterior.diagnostics["forward_calls"],
-            "seconds": posterior.diagnostics["seconds"],
-            "scores": scores,
-        }
-        (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    _print_summary(posterior, scores, Path(settings.output))
+    figures = {name: posterior.diagnostics[name] for name in ("network_calls", "forward_calls", "seconds")}
+    (folder / MARKER).write_text(json.dumps({**record, **figures}, indent=2) + "\n", encoding="utf-8")
 
 
 def score(
