@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
+from dpnp_inference.finished_run import DISPLAY
+from dpnp_inference.html_report import REPORT, write_report
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
@@ -39,6 +41,7 @@ class Reconstruction(Configuration):
         level: of the intervals whose coverage is reported.
         index: which image of an image file that holds several.
         key: name of the array in a file that holds several.
+        report: write report.html into the folder, a page to look at.
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
     """
 
@@ -50,6 +53,7 @@ class Reconstruction(Configuration):
     level: float = 0.9
     index: int = 0
     key: str | None = None
+    report: bool = True
 
 
 def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
@@ -99,11 +103,14 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         save_array(folder / "measurement.npy", y)
         if truth is not None:
             save_array(folder / "truth.npy", truth)
+        display = forward_model.operator.display(y)
+        if display is not None:
+            save_array(folder / DISPLAY, display)
         draw_picture(
             folder / "picture.png",
             posterior,
             value_range=card.value_range,
-            measurement=forward_model.operator.display(y),
+            measurement=display,
             truth=None if truth is None else truth.cpu(),
             title=title_of(dpnp, card),
         )
@@ -115,7 +122,9 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
             "scores": scores,
         }
         (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    _print_summary(posterior, scores, Path(settings.output))
+        if settings.report:
+            write_report(folder)
+    _print_summary(posterior, scores, Path(settings.output), report=settings.report)
 
 
 def score(
@@ -150,7 +159,7 @@ def score(
     return scores
 
 
-def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path) -> None:
+def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, *, report: bool) -> None:
     record = posterior.diagnostics
     calls, seconds = record["network_calls"], record["seconds"]
     print(f"{record['chains']} chains, {record['draws']} draws each, {calls} network calls, {seconds:.1f} s")
@@ -174,3 +183,5 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path)
             )
         )
     print(f"picture: {output / 'picture.png'}")
+    if report:
+        print(f"report: {output / REPORT}")
