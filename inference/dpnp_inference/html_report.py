@@ -549,7 +549,9 @@ def _trace_plot(posterior: Posterior) -> Plot:
     with matplotlib.rc_context(STYLE):
         figure = plot_traces(posterior, {name: (lambda _, v=value: v.flatten()) for name, value in values.items()})
         figure.set_size_inches(7.6, 1.5 * len(values))
+        _set_margins(figure, len(values), 2)
         for axis in figure.axes:
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.title.set_fontsize(9)
             axis.title.set_color(INK)
         alt = f"{', '.join(values)} of the {draws} draws of each of {chains} chains in turn, each beside its histogram"
@@ -593,6 +595,7 @@ def _iteration_plot(record: Mapping[str, Any]) -> Plot | None:
                 axis.set_ylim(bottom=0)
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("iteration")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             if len(keys) > 1:
                 axis.legend(fontsize=7)
 
@@ -613,6 +616,7 @@ def _population_plot(record: Mapping[str, Any]) -> Plot | None:
                 axis.plot(range(1, len(levels) + 1), [level.get(key, math.nan) for level in levels], ".-", ms=4, lw=1)
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("level")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_ylim(bottom=0)
 
     alt = f"effective sample size (part of the particles) and number of founders left at each level, of {len(populations)} populations"
@@ -657,14 +661,26 @@ def _plot(
     columns: int = 2,
 ) -> Plot:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         across = min(panels, columns)
         grid = figure.subplots(math.ceil(panels / across), across, squeeze=False)
+        _set_margins(figure, *grid.shape)
         axes = list(grid.flat)
         for unused in axes[panels:]:
             unused.remove()
         draw(axes[:panels])
         return Plot(title, alt, _svg(name, figure))
+
+
+def _set_margins(figure: Figure, rows: int, columns: int) -> None:
+    """Room for labels of known size, in inches: asking matplotlib for it would draw everything twice."""
+    width, height = figure.get_size_inches()
+    left, right, bottom, top, between, above = 0.62, 0.12, 0.46, 0.28, 0.6, 0.72
+    panel_w, panel_h = (width - left - right) / columns - between, (height - bottom - top) / rows - above
+    figure.set_layout_engine(None)
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height, between / panel_w, above / panel_h
+    )
 
 
 def _svg(name: str, figure: Figure) -> Markup:
