@@ -22,6 +22,7 @@ from rich.logging import RichHandler
 from dpnp_inference.commands.check import Check, check
 from dpnp_inference.commands.check_model import CheckModel, check_model
 from dpnp_inference.commands.reconstruct import Reconstruction, reconstruct
+from dpnp_inference.commands.report import report
 from dpnp_inference.configuration import Configuration
 from dpnp_inference.dpnp import SamplingError
 from dpnp_inference.userfile import name_user_files, resolve_user_files
@@ -66,7 +67,9 @@ COMMANDS: dict[str, Command] = {
         "problem. Without arguments: the bundled demo's.",
     ),
 }
-TOOLS: dict[str, Callable[[list[str]], None]] = {}  # commands about a finished run, with options of their own
+TOOLS: dict[str, Callable[[list[str]], None]] = {
+    "report": report
+}  # commands about a finished run, with options of their own
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -78,7 +78,9 @@ def read_run(folder: str | Path) -> Run:
         record = json.loads((path / MARKER).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise RunFolderError(f"{path / MARKER} is damaged: {error}") from error
-    known = isinstance(record, dict) and isinstance(record.get("config"), dict) and isinstance(record.get("prior"), dict)
+    known = (
+        isinstance(record, dict) and isinstance(record.get("config"), dict) and isinstance(record.get("prior"), dict)
+    )
     if not known or "check" in record:
         raise RunFolderError(f"{path / MARKER} is not the record of a reconstruction")
     try:

@@ -60,10 +60,9 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "legend.frameon": False,
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, "#c25b5b", "#5fa8a8"]),
-    **{
-        name: INK
-        for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    },
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+    ),
 }
 EXACT, APPROXIMATE, LIMIT = "exact", "approximate", "exact in the limit"
 ANALYTIC = ("GaussianPrior", "GaussianMixturePrior")
@@ -160,7 +159,11 @@ def render_report(run: Run, *, diagnosis: Diagnosis | None = None) -> str:
     posterior, record = run.posterior, run.record
     diagnosis = diagnose(posterior) if diagnosis is None else diagnosis
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = environment.get_template(REPORT)
     value_range, notes = _value_range(run)
@@ -206,8 +209,8 @@ def coverage_table(posterior: Posterior, truth: Tensor) -> list[dict[str, float]
         truth: ``(C, H, W)``.
 
     Returns:
-        Rows of ``nominal`` (the level by construction), ``pixels`` (part of them that is covered) and ``uncertain`` (of those whose standard
-        deviation is at least a tenth of the image's root-mean-square one; NaN if there are none); by growing level. None for one draw.
+        Rows of ``nominal`` (the level by construction), ``pixels`` (part of them that is covered) and ``uncertain`` (of those whose
+        standard deviation is at least a tenth of the image's root-mean-square one; NaN if there are none); by growing level. None for one draw.
     """
     flat = posterior.flat
     if len(flat) < 2 and posterior.statistics is None:
@@ -272,7 +275,9 @@ def exactness(record: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> list
     if kernel == "ClosedForm":
         rows.append(("proximal step", EXACT, "drawn from its Gaussian law in closed form."))
     elif kernel == "PerturbAndSolve":
-        residuals = [row["residual"] for batch in diagnostics.get("iterations", []) for row in batch if "residual" in row]
+        residuals = [
+            row["residual"] for batch in diagnostics.get("iterations", []) for row in batch if "residual" in row
+        ]
         reached = f", here to a relative residual of {max(residuals):.0e} at worst" if residuals else ""
         rows.append(("proximal step", EXACT, f"drawn by a linear solve, as exactly as that is solved{reached}."))
     else:
@@ -293,8 +298,8 @@ def exactness(record: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> list
             (
                 "splitting",
                 EXACT,
-                f"what the coupling adds to the noise is taken out of the likelihood: no bias as long as the last coupling, {last:.3g}, is not "
-                "above σ/‖A‖. The default annealing sees to that; an eta_min of your own may not.",
+                f"what the coupling adds to the noise is taken out of the likelihood: no bias as long as the last coupling, {last:.3g}, is "
+                "not above σ/‖A‖. The default annealing sees to that; an eta_min of your own may not.",
             )
         )
     else:
@@ -339,7 +344,9 @@ def _headline(run: Run) -> list[tuple[str, str]]:
         rows.append(("of unseen pixels", f"{scores['coverage_unseen']:.1%}"))
     if run.posterior.log_evidence is not None:
         error = run.posterior.log_evidence_se
-        rows.append(("log evidence", f"{run.posterior.log_evidence:.2f}" + ("" if error is None else f" ± {error:.2f}")))
+        rows.append(
+            ("log evidence", f"{run.posterior.log_evidence:.2f}" + ("" if error is None else f" ± {error:.2f}"))
+        )
     if record.get("network_calls") is not None:
         rows.append(("network calls", f"{record['network_calls']:,}"))
     if record.get("seconds") is not None:
@@ -353,7 +360,9 @@ def _value_range(run: Run) -> tuple[tuple[float, float], list[str]]:
         return run.value_range, []
     low, high = (float(value) for value in run.posterior.samples.aminmax())
     high = high if high > low else low + 1
-    return (low, high), [f"The record has no value range: black is {low:.3g}, white {high:.3g}, the extremes of the draws."]
+    return (low, high), [
+        f"The record has no value range: black is {low:.3g}, white {high:.3g}, the extremes of the draws."
+    ]
 
 
 def _pictures(run: Run, value_range: tuple[float, float]) -> list[Picture]:
@@ -480,7 +489,9 @@ def _draws(posterior: Posterior, value_range: tuple[float, float]) -> tuple[list
     order = [(chain, draw) for draw in range(kept) for chain in range(chains)]
     chosen = [order[i] for i in _evenly(len(order), MOST_DRAWS)]
     pictures = [
-        _photograph(f"chain {c + 1}, draw {d + 1}", f"draw {d + 1} of chain {c + 1}", posterior.samples[c, d], value_range)
+        _photograph(
+            f"chain {c + 1}, draw {d + 1}", f"draw {d + 1} of chain {c + 1}", posterior.samples[c, d], value_range
+        )
         for c, d in chosen
     ]
     size = sum(len(picture.uri) for picture in pictures)
@@ -516,7 +527,12 @@ def _error_plot(run: Run) -> Plot | None:
         top = max(x[-1], max(y)) * 1.15
         axis.plot([0, top], [0, top], color=INK, ls="--", lw=1, label="error = std")
         axis.plot(x, y, "o-", color=ORANGE, ms=4, lw=1.2, label="pixels of like std, root mean square")
-        axis.set(xlabel="posterior std of a pixel", ylabel="|mean − truth|", xlim=(0, top), ylim=(0, max(top, float(np.quantile(error, 0.995)))))
+        axis.set(
+            xlabel="posterior std of a pixel",
+            ylabel="|mean − truth|",
+            xlim=(0, top),
+            ylim=(0, max(top, float(np.quantile(error, 0.995)))),
+        )
         axis.legend(fontsize=8, loc="upper left")
 
     alt = f"root-mean-square error in {len(bins)} bins of pixels of growing std: " + ", ".join(
@@ -611,7 +627,9 @@ def _population_plot(record: Mapping[str, Any]) -> Plot | None:
         return None
 
     def draw(axes: list[Axes]) -> None:
-        for axis, (key, title) in zip(axes, (("ess", "effective sample size"), ("founders", "founders left")), strict=True):
+        for axis, (key, title) in zip(
+            axes, (("ess", "effective sample size"), ("founders", "founders left")), strict=True
+        ):
             for levels in populations:
                 axis.plot(range(1, len(levels) + 1), [level.get(key, math.nan) for level in levels], ".-", ms=4, lw=1)
             axis.set_title(title, fontsize=9)
@@ -687,12 +705,18 @@ def _svg(name: str, figure: Figure) -> Markup:
     """The figure as markup whose ids no other figure has, in the page's own text colour."""
     FigureCanvasSVG(figure)
     file = io.StringIO()
-    figure.savefig(file, format="svg", dpi=150, transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        file,
+        format="svg",
+        dpi=150,
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = text.replace(INK, "currentColor")
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+    )
     return Markup(text)
-
-

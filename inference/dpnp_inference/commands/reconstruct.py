@@ -32,8 +32,8 @@ class Reconstruction(Configuration):
     """Draw from the posterior of an image and write the run's folder.
 
     Args:
-        measurement: the measurement, a .npy, .npz, .pt or image file; or a list of files, one for each operator of a Stack. Give this
-            or ``image``.
+        measurement: the measurement, a .npy, .npz, .pt, TIFF, DICOM, NIfTI or image file; or a list of files, one for each operator of a
+            Stack. Give this or ``image``.
         image: a clean image (the same kinds of file) from which a measurement is simulated; its reconstruction is scored.
         chains: independent chains.
         draws: draws of each chain.
@@ -79,7 +79,7 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         y = forward_model.simulate(truth[None], generator=generator)[0]
     else:
         assert settings.measurement is not None
-        y = read_measurement(settings.measurement, settings.key, forward_model, card)
+        y = read_measurement(settings.measurement, settings.key, forward_model, card, settings.index)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
     with ProgressBar() as progress:
         posterior = dpnp.sample(

@@ -18,7 +18,8 @@ def report(arguments: list[str]) -> None:
         RunFolderError: the folder is not that of a finished run, or a file in it is damaged.
     """
     parser = argparse.ArgumentParser(
-        prog="dpnp-reconstruct report", description="Write the report of a finished run: one HTML file that needs nothing else."
+        prog="dpnp-reconstruct report",
+        description="Write the report of a finished run: one HTML file that needs nothing else.",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--output", type=Path, help="file to write; by default report.html in the run's folder")
