@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 
 from dpnp_inference.commands.check import Check, check
 from dpnp_inference.commands.check_model import CheckModel, check_model
+from dpnp_inference.commands.export import export
 from dpnp_inference.commands.reconstruct import Reconstruction, reconstruct
 from dpnp_inference.commands.report import report
 from dpnp_inference.configuration import Configuration
@@ -68,7 +69,8 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 TOOLS: dict[str, Callable[[list[str]], None]] = {
-    "report": report
+    "report": report,
+    "export": export,
 }  # commands about a finished run, with options of their own
 
 

@@ -33,7 +33,7 @@ def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
 
     Returns:
         The tensor; images come as ``(C, H, W)`` integers, those of a TIFF file in its own type. DICOM and NIfTI files give float32
-        values of their modality (colour: integers), upright as :mod:`dpnp_shared.medical` says, and ``(n, C, H, W)`` if they hold several images.
+        values of their modality (colour: integers), upright as :mod:`dpnp_shared.medical` says; ``(n, C, H, W)`` if they hold several.
 
     Raises:
         FileNotFoundError: no such file.

@@ -210,7 +210,8 @@ def coverage_table(posterior: Posterior, truth: Tensor) -> list[dict[str, float]
 
     Returns:
         Rows of ``nominal`` (the level by construction), ``pixels`` (part of them that is covered) and ``uncertain`` (of those whose
-        standard deviation is at least a tenth of the image's root-mean-square one; NaN if there are none); by growing level. None for one draw.
+        standard deviation is at least a tenth of the image's root-mean-square one; NaN if there are none); by growing level. No row for
+        a single draw.
     """
     flat = posterior.flat
     if len(flat) < 2 and posterior.statistics is None:
