@@ -24,11 +24,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
+from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +38,7 @@ from dpnp_inference.calibration import UNCERTAIN
 from dpnp_inference.diagnostics import MEANING, Diagnosis, diagnose, functional_values
 from dpnp_inference.finished_run import Run, read_run
 from dpnp_inference.plots import plot_traces
-from dpnp_inference.posterior import Posterior
+from dpnp_inference.posterior import Functional, Posterior
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,7 +51,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 TRACED = ("mean intensity", "projection 1", "component 1", "component 2")
 BLUE, ORANGE, GREEN, PURPLE = "#3b82c4", "#d9822b", "#3fa66b", "#b455a0"  # readable on white and on black
 INK = "#7d7e7f"  # stands for the page's own text colour in plots
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dpnp",
     "font.family": "sans-serif",
@@ -59,7 +61,7 @@ STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, "#c25b5b", "#5fa8a8"]),
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, "#c25b5b", "#5fa8a8"]),
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
     ),
@@ -445,7 +447,7 @@ def _measurement(y: Tensor) -> list[Picture | Plot]:
     size = " × ".join(map(str, y.shape)) or "1"
     if y.numel() == 0:
         return []
-    values = y.detach().cdouble().numpy() if y.is_complex() else y.detach().double().numpy()
+    values = y.detach().to(torch.complex128).numpy() if y.is_complex() else y.detach().double().numpy()
     if not np.isfinite(values).all():
         values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     if max(y.shape, default=1) == y.numel():  # a vector
@@ -564,15 +566,20 @@ def _trace_plot(posterior: Posterior) -> Plot:
     values = {name: value for name, value in functional_values(posterior).items() if name in TRACED}
     chains, draws = posterior.samples.shape[:2]
     with matplotlib.rc_context(STYLE):
-        figure = plot_traces(posterior, {name: (lambda _, v=value: v.flatten()) for name, value in values.items()})
+        figure = plot_traces(posterior, {name: _given(value) for name, value in values.items()})
         figure.set_size_inches(7.6, 1.5 * len(values))
         _set_margins(figure, len(values), 2)
         for axis in figure.axes:
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.title.set_fontsize(9)
             axis.title.set_color(INK)
         alt = f"{', '.join(values)} of the {draws} draws of each of {chains} chains in turn, each beside its histogram"
         return Plot("traces", alt, _svg("traces", figure))
+
+
+def _given(value: Tensor) -> Functional:
+    """A functional whose values are known."""
+    return lambda _: value.flatten()
 
 
 def _iteration_plot(record: Mapping[str, Any]) -> Plot | None:
@@ -612,7 +619,7 @@ def _iteration_plot(record: Mapping[str, Any]) -> Plot | None:
                 axis.set_ylim(bottom=0)
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("iteration")
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if len(keys) > 1:
                 axis.legend(fontsize=7)
 
@@ -635,7 +642,7 @@ def _population_plot(record: Mapping[str, Any]) -> Plot | None:
                 axis.plot(range(1, len(levels) + 1), [level.get(key, math.nan) for level in levels], ".-", ms=4, lw=1)
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("level")
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_ylim(bottom=0)
 
     alt = f"effective sample size (part of the particles) and number of founders left at each level, of {len(populations)} populations"
