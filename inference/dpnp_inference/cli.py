@@ -22,7 +22,9 @@ from rich.logging import RichHandler
 from dpnp_inference.commands.batch import Batch, batch
 from dpnp_inference.commands.check import Check, check
 from dpnp_inference.commands.check_model import CheckModel, check_model
+from dpnp_inference.commands.export import export
 from dpnp_inference.commands.reconstruct import Reconstruction, reconstruct
+from dpnp_inference.commands.report import report
 from dpnp_inference.configuration import Configuration
 from dpnp_inference.dpnp import SamplingError
 from dpnp_inference.userfile import name_user_files, resolve_user_files
@@ -73,7 +75,10 @@ COMMANDS: dict[str, Command] = {
         "tried again. The exit status is 0 if all are done, 3 if some failed. Without arguments: the bundled prior's test images.",
     ),
 }
-TOOLS: dict[str, Callable[[list[str]], None]] = {}  # commands about a finished run, with options of their own
+TOOLS: dict[str, Callable[[list[str]], None]] = {
+    "report": report,
+    "export": export,
+}  # commands about a finished run, with options of their own
 
 
 def main(args: Sequence[str] | None = None) -> None:

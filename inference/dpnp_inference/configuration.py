@@ -191,7 +191,13 @@ def provenance(
         "operator": repr(sampler.forward_model.operator),
         "noise": repr(sampler.forward_model.noise),
         "seed": settings.seed,
-        "prior": {"name": card.name, "source": source, "sha256": card.sha256},
+        "prior": {
+            "name": card.name,
+            "source": source,
+            "sha256": card.sha256,
+            "value_range": list(card.value_range),
+            "source_range": list(card.source_range),
+        },
         "versions": {
             "dpnp-imaging": version("dpnp-imaging"),
             "torch": torch.__version__,

@@ -328,7 +328,7 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
             or the draws are not finite.
     """
     chains, draws = posterior.samples.shape[:2]
-    values = _with_functionals(posterior, functionals)
+    values = functional_values(posterior, functionals)
     record = posterior.diagnostics
     kind: Kind = (
         "population" if "populations" in record else "replica exchange" if "replica_exchange" in record else "chains"
@@ -459,7 +459,7 @@ def compare(a: Posterior, b: Posterior, functionals: Mapping[str, Functional] | 
         shapes = " and ".join(str(tuple(run.samples.shape[2:])) for run in (a, b))
         raise ValueError(f"images of {shapes} cannot be compared; shapes must be equal")
     flat = torch.cat([run.flat.flatten(1).double() for run in (a, b)])
-    runs = [_with_functionals(run, functionals, of=flat) for run in (a, b)]
+    runs = [functional_values(run, functionals, of=flat) for run in (a, b)]
     stacked = [torch.stack(list(values.values()), dim=2).numpy() for values in runs]
     differences = [Difference(name, *(float(v[i]) for v in _differences(*stacked))) for i, name in enumerate(runs[0])]
     independent = [len(run.samples) for run in (a, b) if run.samples.shape[1] < LEAST_DRAWS]
@@ -628,10 +628,22 @@ def _stage(eta: float, rows: list[dict[str, float]]) -> Stage:
     )
 
 
-def _with_functionals(
-    posterior: Posterior, functionals: Mapping[str, Functional] | Sequence[str], *, of: Tensor | None = None
+def functional_values(
+    posterior: Posterior, functionals: Mapping[str, Functional] | Sequence[str] = (), *, of: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Built-in functionals, with the principal components of draws ``(n, d)``, and the user's, ``(chains, draws)`` each."""
+    """Functionals of each draw: the built-in ones (mean intensity, random projections, principal components) and the user's.
+
+    Args:
+        posterior: the draws.
+        functionals: as for :func:`diagnose`.
+        of: draws ``(n, d)`` whose principal components are taken; the posterior's own by default.
+
+    Returns:
+        ``(chains, draws)`` by name.
+
+    Raises:
+        ValueError: as for :func:`diagnose`.
+    """
     if not bool(torch.isfinite(posterior.samples).all()):
         raise ValueError("samples contains values that are not finite; draws that have broken down cannot be diagnosed")
     given = dict(functionals) if isinstance(functionals, Mapping) else load_functionals(functionals)

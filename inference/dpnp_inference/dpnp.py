@@ -277,6 +277,7 @@ class DPnP:
             "sampler": "DPnP",
             "dds": repr(self.dds),
             "proximal": repr(self.proximal),
+            "exact_splitting": self.proximal.exact_splitting,
             "schedule": self.schedule,
             "powers": self.powers,
             "chains": len(task.chains),

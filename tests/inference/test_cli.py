@@ -50,7 +50,17 @@ def test_the_demo_writes_everything_it_should(capsys):
     assert "90% intervals cover" in printed
     assert "unseen pixels" in printed
     assert "picture: out/picture.png" in printed
-    files = {"picture.png", "run.json", "samples.safetensors", "diagnostics.json", "mean.npy", "std.npy", "truth.npy"}
+    files = {
+        "picture.png",
+        "report.html",
+        "display.npy",
+        "run.json",
+        "samples.safetensors",
+        "diagnostics.json",
+        "mean.npy",
+        "std.npy",
+        "truth.npy",
+    }
     assert set(os.listdir("out")) == files | {"measurement.npy"}
     assert os.listdir() == ["out"]
     run = json.loads(Path("out/run.json").read_text())

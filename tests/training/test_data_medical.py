@@ -10,8 +10,8 @@ import pydicom.data
 import pytest
 import torch
 
+from dpnp_shared.medical import Dicom, Nifti
 from dpnp_training.data import ImageData
-from dpnp_training.data.medical import Dicom, Nifti
 
 SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
 

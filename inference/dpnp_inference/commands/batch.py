@@ -26,6 +26,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.batch.claims import Claim, Claims
 from dpnp_inference.batch.folder import RECORD, BatchFolder, Record, count_states, hash_of, now, worker_name
 from dpnp_inference.batch.items import Items, open_items
@@ -207,7 +208,7 @@ class Job:
     folder: BatchFolder
     worker: Worker
     about: Record
-    dpnp: DPnP | None
+    dpnp: DPnP | Baseline | None
     card: PriorCard
 
     def work(self) -> None:
@@ -260,7 +261,7 @@ class Job:
     def has_changed(self, name: str, done: Record) -> bool:
         """Whether an item is another than the one that was done."""
         try:
-            return self.items.stamp(name) != done["stamp"] and self.items.digest(name) != done["sha256"]
+            return bool(self.items.stamp(name) != done["stamp"] and self.items.digest(name) != done["sha256"])
         except OSError as error:  # it was there when the batch began; its result is kept
             log.warning("%s cannot be compared with what was done: %s", name, error)
             return False
@@ -347,7 +348,7 @@ class Job:
             generator = torch.Generator().manual_seed(derive_seed(seed, 2**32))  # as for a single reconstruction
             y = dpnp.forward_model.simulate(truth[None], generator=generator)[0]
         else:
-            y = as_measurement(stored, dpnp.forward_model, card)
+            y = as_measurement(stored, dpnp.forward_model, card, name)
         posterior = dpnp.sample(
             y,
             chains=settings.chains,

@@ -53,7 +53,7 @@ def check_model(settings: CheckModel, config: dict[str, Any], arguments: list[st
         shape = image_shape_of(prior, forward_model)
         images = read_image(settings.image, settings.index, shape, card, settings.key)[None]
     if settings.measurement is not None:
-        y = read_measurement(settings.measurement, settings.key, forward_model, card)
+        y = read_measurement(settings.measurement, settings.key, forward_model, card, settings.index)
     findings = checks.check_model(
         prior,
         forward_model,

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
+from dpnp_inference.finished_run import DISPLAY
+from dpnp_inference.html_report import REPORT, write_report
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
@@ -32,8 +35,8 @@ class Reconstruction(Configuration):
     """Draw from the posterior of an image and write the run's folder.
 
     Args:
-        measurement: the measurement, a .npy, .npz, .pt or image file; or a list of files, one for each operator of a Stack. Give this
-            or ``image``.
+        measurement: the measurement, a .npy, .npz, .pt, TIFF, DICOM, NIfTI or image file; or a list of files, one for each operator of a
+            Stack. Give this or ``image``.
         image: a clean image (the same kinds of file) from which a measurement is simulated; its reconstruction is scored.
         chains: independent chains.
         draws: draws of each chain.
@@ -41,6 +44,7 @@ class Reconstruction(Configuration):
         level: of the intervals whose coverage is reported.
         index: which image of an image file that holds several.
         key: name of the array in a file that holds several.
+        report: write report.html into the folder, a page to look at.
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
     """
 
@@ -52,6 +56,7 @@ class Reconstruction(Configuration):
     level: float = 0.9
     index: int = 0
     key: str | None = None
+    report: bool = True
 
 
 def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
@@ -77,7 +82,7 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         y = forward_model.simulate(truth[None], generator=generator)[0]
     else:
         assert settings.measurement is not None
-        y = read_measurement(settings.measurement, settings.key, forward_model, card)
+        y = read_measurement(settings.measurement, settings.key, forward_model, card, settings.index)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
     with ProgressBar() as progress:
         posterior = dpnp.sample(
@@ -96,7 +101,9 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
     with staged_folder(Path(settings.output)) as folder:
         record = provenance(settings, dpnp, card, config, arguments)
         write_run(folder, posterior, y, truth, dpnp=dpnp, card=card, record={**record, "scores": scores})
-    _print_summary(posterior, scores, Path(settings.output))
+        if settings.report:
+            write_report(folder)
+    _print_summary(posterior, scores, Path(settings.output), report=settings.report)
 
 
 def write_run(
@@ -105,7 +112,7 @@ def write_run(
     y: Tensor,
     truth: Tensor | None,
     *,
-    dpnp: DPnP,
+    dpnp: DPnP | Baseline,
     card: PriorCard,
     record: dict[str, Any],
     picture: bool = True,
@@ -129,12 +136,15 @@ def write_run(
     save_array(folder / "measurement.npy", y)
     if truth is not None:
         save_array(folder / "truth.npy", truth)
+    display = dpnp.forward_model.operator.display(y)
+    if display is not None:
+        save_array(folder / DISPLAY, display)
     if picture:
         draw_picture(
             folder / "picture.png",
             posterior,
             value_range=card.value_range,
-            measurement=dpnp.forward_model.operator.display(y),
+            measurement=display,
             truth=None if truth is None else truth.cpu(),
             title=title_of(dpnp, card),
         )
@@ -174,7 +184,7 @@ def score(
     return scores
 
 
-def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path) -> None:
+def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, *, report: bool) -> None:
     record = posterior.diagnostics
     calls, seconds = record["network_calls"], record["seconds"]
     print(
@@ -200,3 +210,5 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path)
             )
         )
     print(f"picture: {output / 'picture.png'}")
+    if report:
+        print(f"report: {output / REPORT}")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dpnp_shared.optional import load
 from dpnp_training.data.images import Rows
-from dpnp_training.data.optional import load
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 

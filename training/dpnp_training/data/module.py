@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from dpnp_shared.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Dicom, Nifti
 from dpnp_shared.randomness import derive_seed
 from dpnp_training.data import arrays
 from dpnp_training.data.cached import CachedImages, fingerprint_files
@@ -19,7 +20,6 @@ from dpnp_training.data.description import DataDescription, measure_spread
 from dpnp_training.data.files import Files, OnError, Reader, list_files, with_suffix
 from dpnp_training.data.folders import folder_rows
 from dpnp_training.data.images import Crop, Images, Rows
-from dpnp_training.data.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Dicom, Nifti
 from dpnp_training.data.order import EpochSampler, ResumableLoader
 from dpnp_training.data.pictures import Pictures
 from dpnp_training.data.stream import HeldOut, Position, Stream, StreamBatch, StreamedTable, collate

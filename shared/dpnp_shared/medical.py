@@ -1,4 +1,4 @@
-"""DICOM files, by pydicom, and NIfTI files, by nibabel."""
+"""Images in DICOM files, by pydicom, and in NIfTI files, by nibabel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from dpnp_training.data.files import Shape
-from dpnp_training.data.optional import load
-from dpnp_training.data.pixels import Array
+from dpnp_shared.optional import load
+
+Shape = tuple[int, int, int]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -93,12 +94,8 @@ class Nifti:
     def read(self, path: Path, index: int) -> Array:
         """Slice ``index % n`` of volume ``index // n``, ``(1, H, W)``."""
         image = self._nibabel.load(path)
-        cut, right, up, flipped = self._axes(image)
-        shape = self._shape(image)
-        volume, position = divmod(index, shape[cut])
-        at: list[Any] = [slice(None)] * 3
-        at[cut] = shape[cut] - 1 - position if flipped[cut] else position
-        at += [int(i) for i in np.unravel_index(volume, shape[3:])] if shape[3:] else []
+        _, right, up, flipped = self._axes(image)
+        at = self._position(image, index)
         if len(image.shape) == 2:  # a single image is a volume of one slice
             plane = np.asarray(image.dataobj, dtype=np.float32)[..., None][tuple(at)]
         else:
@@ -110,6 +107,49 @@ class Nifti:
         if flipped[right]:
             plane = plane[:, ::-1]
         return np.ascontiguousarray(plane)[None]
+
+    def place(self, path: Path, index: int, plane: Array) -> Any:
+        """What :meth:`read` would read: an image of one slice that lies where slice ``index`` of a file lies.
+
+        Args:
+            path: the file, which gives the geometry.
+            index: as for :meth:`read`.
+            plane: ``(H, W)``, shaped like the slice.
+
+        Returns:
+            A ``nibabel.Nifti1Image`` of float32 values.
+
+        Raises:
+            ValueError: ``plane`` has another shape than the slice.
+        """
+        image = self._nibabel.load(path)
+        cut, right, up, flipped = self._axes(image)
+        shape = self._shape(image)
+        if plane.shape != (shape[up], shape[right]):
+            raise ValueError(
+                f"{path} has slices of shape {(shape[up], shape[right])}, the image to place has {plane.shape}"
+            )
+        if flipped[right]:
+            plane = plane[:, ::-1]
+        if not flipped[up]:
+            plane = plane[::-1]
+        if right < up:
+            plane = plane.T
+        shift = np.eye(4)
+        shift[cut, 3] = self._position(image, index)[cut]
+        values = np.ascontiguousarray(np.expand_dims(plane, cut), dtype=np.float32)
+        placed = self._nibabel.Nifti1Image(values, image.affine @ shift)
+        placed.header.set_xyzt_units(xyz=image.header.get_xyzt_units()[0])
+        return placed
+
+    def _position(self, image: Any, index: int) -> list[Any]:
+        """Where a slice lies in the file: an index for each axis, all of the two axes of its plane."""
+        cut, _, _, flipped = self._axes(image)
+        shape = self._shape(image)
+        volume, position = divmod(index, shape[cut])
+        at: list[Any] = [slice(None)] * 3
+        at[cut] = shape[cut] - 1 - position if flipped[cut] else position
+        return at + ([int(i) for i in np.unravel_index(volume, shape[3:])] if shape[3:] else [])
 
     def _axes(self, image: Any) -> tuple[int, int, int, list[bool]]:
         """The file's axes that are cut, run to the right and run up, and which of its axes run against the anatomical direction."""
