@@ -149,6 +149,7 @@ def table(result: dict[str, Any]) -> str:
         "failures": ", ".join(f"`{name}`" for name in result["failed"]),
         "neither": counts["running"] + counts["pending"],
         "done when all processes were killed": result["done before all were killed"],
+        "processes that died and were replaced before": result["died and replaced"],
         "finished twice": len(result["finished twice"]),
         "samples compared with those of one process, different": f"{result['compared']}, {len(result['differ'])}",
         "files left behind": len(result["left behind"]),

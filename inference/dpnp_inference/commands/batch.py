@@ -388,6 +388,7 @@ class Job:
 
     def tabulate(self) -> None:
         """Make everything that is made of the records; the manifest last."""
+        self.folder.tidy()
         states = self.folder.states(self.items.names)
         self.folder.write_tables(states)
         if self.settings.merge:
