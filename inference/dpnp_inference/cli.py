@@ -118,7 +118,7 @@ def _run(name: str, given: list[str], arguments: list[str]) -> None:
     settings = parser.parse_args([_resolve_argument(argument) for argument in given])
     built = parser.instantiate(settings)
     options = command.options(**{field.name: built[field.name] for field in dataclasses.fields(command.options)})
-    _name_unused(command.options, settings)
+    _name_unused(name, settings)
     command.run(options, name_user_files(json.loads(parser.dump(settings, format="json"))), arguments)
 
 
@@ -146,10 +146,10 @@ def _unused(options: type[Configuration]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(Reconstruction) if field.name not in known]
 
 
-def _name_unused(options: type[Configuration], settings: Namespace) -> None:
-    names = [field.name for field in _unused(options) if settings[field.name] != field.default]
+def _name_unused(name: str, settings: Namespace) -> None:
+    names = [field.name for field in _unused(COMMANDS[name].options) if settings[field.name] != field.default]
     if names:
-        log.info("%s: for a reconstruction, a check has no use for it", ", ".join(names))
+        log.info("%s: for a reconstruction, a %s has no use for it", ", ".join(names), name.partition("-")[0])
 
 
 def _resolve_argument(argument: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -330,6 +331,25 @@ def test_of_many_only_one_takes_over(claims):
         with ThreadPoolExecutor(8) as pool:
             taken = list(pool.map(lambda _, i=i: claims.take(str(i)), range(8)))
         assert sum(claim is not None for claim in taken) == 1
+
+
+def test_what_dead_processes_leave_is_removed():
+    run()
+    ended = leave_claim("y1.1")
+    pid = read_owner(ended)["pid"]
+    ended.rename("out/claims/y1.1")
+    leave_claim("y2.1", place="elsewhere").rename("out/claims/y2.1")  # may be at it
+    Path("out/items/.y1.abc").mkdir()
+    Path("out/items/.y1.old.abc").mkdir()
+    Path("out/items/.y2.abc").mkdir()
+    host = socket.gethostname()
+    Path(f"out/.manifest.json.{host}.{pid}").touch()
+    Path(f"out/.manifest.json.{host}.{os.getpid()}").touch()
+    Path(f"out/.manifest.json.elsewhere.{pid}").touch()
+    assert run() == 0
+    assert os.listdir("out/claims") == ["y2.1"]
+    assert [file.name for file in Path("out/items").glob(".*")] == [".y2.abc"]
+    assert sorted(file.name for file in Path("out").glob(".*")) == sorted([f".manifest.json.elsewhere.{pid}"])
 
 
 def test_an_item_at_which_processes_die_has_failed():

@@ -134,7 +134,7 @@ def read_owner(file: Path) -> dict[str, Any]:
 
 def has_ended(owner: dict[str, Any]) -> bool:
     """Whether an owner's process is known to have ended, which can be known of this host only."""
-    return owner.get("place") == place() and birth(owner["pid"]) != owner["born"]
+    return bool(owner.get("place") == place() and birth(owner["pid"]) != owner["born"])
 
 
 def place() -> str:

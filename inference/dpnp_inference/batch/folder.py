@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from dpnp_inference.batch.claims import has_ended, read_owner
+from dpnp_inference.batch.claims import birth, has_ended, read_owner
 
 BATCH, MANIFEST, RECORD = "batch.json", "manifest.json", "item.json"
 TABLE, PARQUET, MERGED = "results.csv", "results.parquet", "merged.npz"
@@ -182,6 +183,24 @@ class BatchFolder:
         with replaced(self.path / PARQUET) as file:
             full = [{column: row.get(column) for column in columns} for row in rows]
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full), file)
+
+    def tidy(self) -> None:
+        """Remove what processes that died have left of items that are not at work."""
+        claimed: dict[str, list[Path]] = {}
+        for file in self.claims.iterdir():
+            claimed.setdefault(file.stem, []).append(file)
+        for name, files in list(claimed.items()):
+            if all(has_ended(read_owner(file)) for file in files):
+                del claimed[name]
+                for file in files:
+                    file.unlink(missing_ok=True)
+        for staged in self.items.glob(".*"):
+            if staged.name[1:].rpartition(".")[0].removesuffix(".old") not in claimed:
+                shutil.rmtree(staged, ignore_errors=True)
+        for staged in (*self.path.glob(".*"), *self.failures.glob(".*")):
+            pid = staged.suffix[1:]
+            if staged.name.endswith(f".{socket.gethostname()}.{pid}") and birth(int(pid)) is None:
+                staged.unlink(missing_ok=True)
 
     def merge(self, states: dict[str, Record]) -> None:
         """Replace ``merged.npz``: names, means and standard deviations of the finished items, ``(items, C, H, W)``."""

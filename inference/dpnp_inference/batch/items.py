@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 ARRAYS = (".npy", ".npz", ".pt", ".pth")
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONGEST_NAME = 200  # bytes of a file's name, of which most file systems allow 255
 
 

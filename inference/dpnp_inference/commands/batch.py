@@ -26,7 +26,6 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.batch.claims import Claim, Claims
 from dpnp_inference.batch.folder import RECORD, BatchFolder, Record, count_states, hash_of, now, worker_name
 from dpnp_inference.batch.items import Items, open_items
@@ -34,6 +33,7 @@ from dpnp_inference.batch.overview import Overview, describe, status_table
 from dpnp_inference.batch.workers import Team, Worker, count_processes, device_of, ends_by_signal, find_worker
 from dpnp_inference.commands.reconstruct import Reconstruction, score, write_run
 from dpnp_inference.configuration import Configuration, bundled_images, identity, provenance
+from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.files import as_image, as_measurement
 from dpnp_inference.posterior import Posterior
@@ -115,7 +115,8 @@ def batch(settings: Batch, config: dict[str, Any], arguments: list[str]) -> None
     """Do all items of a batch, or those that other processes leave.
 
     Raises:
-        SystemExit: with status 3 if items have failed, 1 if items were left undone.
+        SystemExit: with status 3 if items have failed.
+        RuntimeError: the processes that were started have ended before all items were done or had failed.
     """
     if settings.status is not None:
         print_status(Path(settings.status), as_json=settings.json)
@@ -146,8 +147,10 @@ def batch(settings: Batch, config: dict[str, Any], arguments: list[str]) -> None
     if settings.output is None:
         settings.output = f"outputs/batch_{hash_of([same, source])[:8]}"
     folder = BatchFolder.open(Path(settings.output), same, fresh=settings.fresh)
-    done = sum(folder.done(name) is not None for name in items.names)
-    log.info("%d items, %d of them done before; %d chains each; %s", len(items.names), done, settings.chains, dpnp.plan)
+    before = count_states(folder.states(items.names))["done"]
+    log.info(
+        "%d items, %d of them done before; %d chains each; %s", len(items.names), before, settings.chains, dpnp.plan
+    )
     about = {"run": worker.run, "source": source, "finished": False}
     job = Job(settings, config, arguments, items, folder, worker, about, dpnp, card)
     with ends_by_signal():
@@ -160,12 +163,7 @@ def batch(settings: Batch, config: dict[str, Any], arguments: list[str]) -> None
     states = folder.states(items.names)
     if not worker.parent:
         _print_summary(states, folder)
-    counts = count_states(states)
-    if counts["done"] + counts["failed"] < len(items.names):
-        raise RuntimeError(
-            f"{len(items.names) - counts['done'] - counts['failed']} items are left; the same command does them"
-        )
-    if counts["failed"]:
+    if count_states(states)["failed"]:
         sys.exit(SOME_FAILED)
 
 
@@ -261,7 +259,7 @@ class Job:
     def has_changed(self, name: str, done: Record) -> bool:
         """Whether an item is another than the one that was done."""
         try:
-            return bool(self.items.stamp(name) != done["stamp"] and self.items.digest(name) != done["sha256"])
+            return self.items.stamp(name) != done["stamp"] and self.items.digest(name) != str(done["sha256"])
         except OSError as error:  # it was there when the batch began; its result is kept
             log.warning("%s cannot be compared with what was done: %s", name, error)
             return False
@@ -387,10 +385,11 @@ class Job:
     def is_finished(self) -> bool:
         """Whether a process of this run has made the tables."""
         manifest = self.folder.read_manifest()
-        return manifest is not None and manifest["run"] == self.worker.run and bool(manifest["finished"])
+        return manifest is not None and manifest["run"] == self.worker.run and manifest["finished"] is True
 
     def tabulate(self) -> None:
         """Make everything that is made of the records; the manifest last."""
+        self.folder.tidy()
         states = self.folder.states(self.items.names)
         self.folder.write_tables(states)
         if self.settings.merge:
@@ -398,7 +397,11 @@ class Job:
         self.folder.write_manifest(self.items.names, {**self.about, "finished": True})
 
     def supervise(self, processes: int) -> None:
-        """Start processes that do the items, and wait for them."""
+        """Start processes that do the items, and wait for them.
+
+        Raises:
+            RuntimeError: all of them have ended before the last item was done or had failed.
+        """
         names, folder = self.items.names, self.folder
         folder.write_manifest(names, self.about)
         told: set[str] = set()
@@ -425,11 +428,9 @@ class Job:
                 statuses = team.wait(look)
             finally:
                 team.stop()
-        for i, status in enumerate(statuses):
-            if status not in (0, SOME_FAILED):
-                log.warning("process %d ended with exit status %d", i, status)
         if not self.is_finished():
-            self.tabulate()
+            folder.write_manifest(names, self.about)
+            raise RuntimeError(f"all processes ended early, with exit status {statuses}; the same command goes on")
 
 
 @dataclass(frozen=True)
