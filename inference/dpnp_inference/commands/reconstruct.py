@@ -81,7 +81,7 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         assert settings.measurement is not None
         y = read_measurement(settings.measurement, settings.key, forward_model, card, settings.index)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
-    with ProgressBar() as progress:
+    with ProgressBar(chains=settings.chains) as progress:
         posterior = dpnp.sample(
             y,
             chains=settings.chains,
