@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
+from rich.console import Console
 from rich.logging import RichHandler
 
 from dpnp_inference.commands.check import Check, check
@@ -86,7 +87,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if args is None else args)
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False, markup=False)]
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)],
     )
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock", "arviz.preview"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live as RichLive
 from rich.progress import (
     BarColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from dpnp_inference.gibbs import Sweep
 
@@ -109,8 +109,8 @@ class ProgressBar:
             self._logged = now
             log.info("%s: %s; %s", _name(sweep), describe_sweep(sweep), self._times())
 
-    def table(self) -> Table:
-        """What a terminal shows: a row for each batch of chains, the last few of them."""
+    def table(self) -> Group:
+        """What a terminal shows: a row for each batch of chains, the last few of them, and the time."""
         shown = list(self._batches.values())[-MOST_ROWS:]
         columns: list[tuple[str, list[str]]] = [
             ("chains", [_chains(sweep) for sweep in shown]),
@@ -122,15 +122,15 @@ class ProgressBar:
             if any(getattr(sweep.info, name) is not None for sweep in shown):
                 columns.append((name, [_of_step(sweep, name) for sweep in shown]))
         for name in {name: None for sweep in shown for name in sweep.standing}:
-            columns.append((name, [f"{sweep.standing.get(name, math.nan):.3g}" for sweep in shown]))
+            columns.append((name, [_number(sweep.standing.get(name)) for sweep in shown]))
         done = len(self._batches) - len(shown)
         earlier = f"{done} earlier batches · " if done else ""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"{earlier}{self._times()}", caption_justify="left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for name, _ in columns:
             table.add_column(name, justify="right")
         for row in zip(*(values for _, values in columns), strict=True):
             table.add_row(*row)
-        return table
+        return Group(table, Text(f"{earlier}{self._times()}"))
 
     def _times(self) -> str:
         """Time that has passed and, where the number of iterations is known, about how much is left."""
@@ -153,7 +153,7 @@ def describe_sweep(sweep: Sweep) -> str:
         for name in ("acceptance", "residual")
         if getattr(sweep.info, name) is not None
     ]
-    parts += [f"{name} {value:.3g}" for name, value in sweep.standing.items()]
+    parts += [f"{name} {_number(value)}" for name, value in sweep.standing.items()]
     return " · ".join(parts)
 
 
@@ -162,6 +162,10 @@ def _of_step(sweep: Sweep, name: str) -> str:
     if value is None:
         return "–"
     return f"{float(value.mean()):.2f}" if name == "acceptance" else f"{float(value.max()):.0e}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _chains(sweep: Sweep) -> str:

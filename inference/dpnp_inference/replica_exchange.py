@@ -112,6 +112,7 @@ def start_replicas(
     """Find the ladder and the first replicas; arguments as of :class:`~dpnp_inference.population.Path`."""
     levels: list[Level] = []
     Path(settings.ladder, gibbs, forward_model, y, like, eta_max, eta_min, generator).run(levels.append)
+    gibbs.standing = {}
     levels = [level for level in levels if level.power == 1]
     first = levels[0]
     added = max(0, math.ceil(math.log(eta_max / first.eta) / math.log(settings.step)))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
+from dpnp_inference.diagnostics import Diagnosis, diagnose
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.finished_run import DISPLAY
 from dpnp_inference.html_report import REPORT, write_report
@@ -42,6 +43,7 @@ class Reconstruction(Configuration):
         index: which image of an image file that holds several.
         key: name of the array in a file that holds several.
         report: write report.html into the folder, a page to look at.
+        json: print one JSON object with record, scores, verdict and files, and nothing else.
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
     """
 
@@ -54,10 +56,12 @@ class Reconstruction(Configuration):
     index: int = 0
     key: str | None = None
     report: bool = True
+    json: bool = False
 
 
 def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
     """One reconstruction, from the settings to the folder."""
+    config = {name: value for name, value in config.items() if name != "json"}  # which is about this call only
     demo = settings.measurement is None and settings.image is None
     if settings.measurement is not None and settings.image is not None:
         raise ValueError(
@@ -122,9 +126,19 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
             "scores": scores,
         }
         (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        diagnosis = diagnose(posterior) if settings.report or settings.json else None
         if settings.report:
-            write_report(folder)
-    _print_summary(posterior, scores, Path(settings.output), report=settings.report)
+            write_report(folder, diagnosis=diagnosis)
+        files = sorted(file.name for file in folder.iterdir())
+    output = Path(settings.output)
+    if settings.json:
+        assert diagnosis is not None
+        found = {"verdict": diagnosis.verdict, "diagnosis": diagnosis.to_json(), "output": str(output)}
+        print(json.dumps({**record, **found, "files": [str(output / name) for name in files]}, indent=2))
+    else:
+        _print_summary(posterior, scores, output, diagnosis)
+        if settings.report:
+            print(f"report: {output / REPORT}")
 
 
 def score(
@@ -159,7 +173,7 @@ def score(
     return scores
 
 
-def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, *, report: bool) -> None:
+def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, diagnosis: Diagnosis | None) -> None:
     record = posterior.diagnostics
     calls, seconds = record["network_calls"], record["seconds"]
     print(f"{record['chains']} chains, {record['draws']} draws each, {calls} network calls, {seconds:.1f} s")
@@ -182,6 +196,6 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path,
                 **record["convergence"]
             )
         )
+    if diagnosis is not None:
+        print(f"verdict: {diagnosis.sentence}")
     print(f"picture: {output / 'picture.png'}")
-    if report:
-        print(f"report: {output / REPORT}")
