@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
-from dpnp_inference.diagnostics import Diagnosis, diagnose
+from dpnp_inference.diagnostics import Diagnosis
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.finished_run import DISPLAY
 from dpnp_inference.html_report import REPORT, write_report
@@ -126,19 +126,45 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
             "scores": scores,
         }
         (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        diagnosis = diagnose(posterior) if settings.report or settings.json else None
-        if settings.report:
-            write_report(folder, diagnosis=diagnosis)
-        files = sorted(file.name for file in folder.iterdir())
     output = Path(settings.output)
+    diagnosis = judge(posterior, output, report=settings.report)
     if settings.json:
-        assert diagnosis is not None
-        found = {"verdict": diagnosis.verdict, "diagnosis": diagnosis.to_json(), "output": str(output)}
-        print(json.dumps({**record, **found, "files": [str(output / name) for name in files]}, indent=2))
+        print(describe_as_json(record, diagnosis, output))
     else:
         _print_summary(posterior, scores, output, diagnosis)
-        if settings.report:
-            print(f"report: {output / REPORT}")
+
+
+def judge(posterior: Posterior, output: Path, *, report: bool) -> Diagnosis | None:
+    """Diagnose draws that are written already, and write their report.
+
+    Args:
+        posterior: the draws.
+        output: folder of the run.
+        report: whether it gets one.
+
+    Returns:
+        The diagnosis; None, and a warning, if it cannot be had.
+    """
+    diagnosis = None
+    try:
+        diagnosis = posterior.diagnose()
+        if report:
+            write_report(output, diagnosis=diagnosis)
+    except Exception as error:  # whatever goes wrong here, the draws are there
+        what = "diagnosed" if diagnosis is None else "shown in a report"
+        log.warning("the draws are written, but could not be %s: %s: %s", what, type(error).__name__, error)
+    return diagnosis
+
+
+def describe_as_json(record: dict[str, Any], diagnosis: Diagnosis | None, output: Path) -> str:
+    """A run for machines: its record, verdict, diagnosis and files."""
+    found = {
+        "verdict": None if diagnosis is None else diagnosis.verdict,
+        "diagnosis": None if diagnosis is None else diagnosis.to_json(),
+        "output": str(output),
+        "files": sorted(str(file) for file in output.iterdir()),
+    }
+    return json.dumps({**record, **found}, indent=2)
 
 
 def score(
@@ -199,3 +225,5 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path,
     if diagnosis is not None:
         print(f"verdict: {diagnosis.sentence}")
     print(f"picture: {output / 'picture.png'}")
+    if (output / REPORT).is_file():
+        print(f"report: {output / REPORT}")
