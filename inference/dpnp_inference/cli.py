@@ -54,8 +54,8 @@ COMMANDS: dict[str, Command] = {
         Reconstruction,
         reconstruct,
         "Draw from the posterior of an image. Without arguments: the bundled demo. 'dpnp-reconstruct check-model' finds out "
-        "whether a forward model keeps what it promises, 'dpnp-reconstruct check' whether the intervals do; 'dpnp-reconstruct report RUN' and "
-        "'dpnp-reconstruct export RUN' show a finished run.",
+        "whether a forward model keeps what it promises, 'dpnp-reconstruct check' whether the intervals do; 'dpnp-reconstruct report' and "
+        "'dpnp-reconstruct export' show a finished run.",
     ),
     "check": Command(
         Check,
