@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
+from rich.console import Console
 from rich.logging import RichHandler
 
 from dpnp_inference.commands.batch import Batch, batch
@@ -54,7 +55,8 @@ COMMANDS: dict[str, Command] = {
         Reconstruction,
         reconstruct,
         "Draw from the posterior of an image. Without arguments: the bundled demo. 'dpnp-reconstruct check-model' finds out "
-        "whether a forward model keeps what it promises, 'dpnp-reconstruct check' whether the intervals do.",
+        "whether a forward model keeps what it promises, 'dpnp-reconstruct check' whether the intervals do; 'dpnp-reconstruct report' and "
+        "'dpnp-reconstruct export' show a finished run.",
     ),
     "check": Command(
         Check,
@@ -93,7 +95,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if args is None else args)
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False, markup=False)]
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)],
     )
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "filelock", "arviz.preview"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

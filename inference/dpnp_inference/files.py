@@ -23,6 +23,7 @@ from dpnp_shared.prior import PriorCard
 
 MARKER = "run.json"
 TIFF_SUFFIXES = (".tif", ".tiff")
+PLAIN_COMPRESSIONS = (1, 8, 32946)  # none and deflate
 INTEGER_TOPS = {torch.bool: 1.0, torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
@@ -33,7 +34,6 @@ UNREADABLE = (
     RuntimeError,
     BadZipFile,
     UnpicklingError,
-    tifffile.TiffFileError,
 )  # what the readers of files raise
 
 
@@ -71,7 +71,9 @@ def read_tensor(file: str | Path, key: str | None = None) -> Tensor:
         if is_medical(path):
             return _read_medical(path)
         if path.name.lower().endswith(TIFF_SUFFIXES):
-            return _read_tiff(path)
+            tiff = _read_tiff(path)
+            if tiff is not None:
+                return tiff
         with Image.open(path) as image:
             return picture_tensor(image)
     except UNREADABLE as error:
@@ -124,11 +126,18 @@ def _read_medical(path: Path) -> Tensor:
     return torch.from_numpy(np.stack(images) if count > 1 else images[0].copy())
 
 
-def _read_tiff(path: Path) -> Tensor:
-    """``(C, H, W)``, or ``(n, H, W)`` or ``(n, C, H, W)`` of a file of several pages."""
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        array, axes = series.asarray(), series.axes
+def _read_tiff(path: Path) -> Tensor | None:
+    """``(C, H, W)``, or ``(n, H, W)`` or ``(n, C, H, W)`` of a file of several pages; None for compressions that Pillow is better at."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            if series.keyframe.compression not in PLAIN_COMPRESSIONS:
+                return None
+            array, axes = series.asarray(), series.axes
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make the reader raise anything
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if "S" in axes:  # samples of a pixel: colours
         array = np.moveaxis(array, axes.index("S"), -3)
     return torch.from_numpy(np.array(array[None] if array.ndim == 2 else array, dtype=array.dtype.newbyteorder("=")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ class Sweep(NamedTuple):
         eta: coupling, in image units.
         network_calls: calls made for this batch so far.
         info: what the proximal sampler did.
+        standing: of a population, its ``level``, and its ``ESS`` (part of the particles) and ``founders`` there.
     """
 
     chains: range
@@ -41,6 +43,7 @@ class Sweep(NamedTuple):
     eta: float
     network_calls: int
     info: ProximalInfo
+    standing: Mapping[str, float] = MappingProxyType({})
 
 
 OnSweep = Callable[[Sweep], None]
@@ -83,6 +86,7 @@ class Gibbs:
         network_calls: made so far, each on the whole batch.
         forward_calls: likewise.
         rows: one record an iteration, JSON-able.
+        standing: where a population is, for whoever is told of each iteration.
     """
 
     prior: Denoiser
@@ -95,6 +99,7 @@ class Gibbs:
     network_calls: int = 0
     forward_calls: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
+    standing: dict[str, float] = field(default_factory=dict)
 
     def start(self, like: Tensor) -> Tensor:
         """One draw from the prior for each chain, by its probability flow, shaped like ``like``."""
@@ -133,7 +138,8 @@ class Gibbs:
                 "check the forward model's scale and gradient, or raise eta_min"
             )
         if self.on_sweep is not None:
-            self.on_sweep(Sweep(self.chains, len(self.rows), self.iterations, eta, self.network_calls, info))
+            told = dict(self.standing)
+            self.on_sweep(Sweep(self.chains, len(self.rows), self.iterations, eta, self.network_calls, info, told))
         return state, x, z
 
     def state_dict(self) -> dict[str, Any]:

@@ -520,14 +520,14 @@ def _error_plot(run: Run) -> Plot | None:
     if len(std) < 20:
         return None
     order = np.argsort(std, kind="stable")
-    bins = np.array_split(order, min(12, len(order) // 10))
+    bins = _bins(std)
     x, y = ([float(np.sqrt(np.mean(values[b] ** 2))) for b in bins] for values in (std, error))
     some = order[np.linspace(0, len(order) - 1, min(len(order), MOST_POINTS)).astype(int)]
 
     def draw(axes: list[Axes]) -> None:
         (axis,) = axes
-        axis.scatter(std[some], error[some], s=5, alpha=0.25, lw=0, color=BLUE, rasterized=True, label="a pixel each")
-        top = max(x[-1], max(y)) * 1.15
+        axis.scatter(std[some], error[some], s=6, alpha=0.45, lw=0, color=BLUE, rasterized=True, label="a pixel each")
+        top = 1.02 * float(std.max())
         axis.plot([0, top], [0, top], color=INK, ls="--", lw=1, label="error = std")
         axis.plot(x, y, "o-", color=ORANGE, ms=4, lw=1.2, label="pixels of like std, root mean square")
         axis.set(
@@ -542,6 +542,21 @@ def _error_plot(run: Run) -> Plot | None:
         f"{b:.2g} at std {a:.2g}" for a, b in zip(x, y, strict=True)
     )
     return _plot("errors", "error against std", alt, draw, size=(4.8, 3.6))
+
+
+def _bins(std: Array) -> list[Array]:
+    """Numbers of the pixels of like std: a dozen bins of equal width, joined until each has ten pixels."""
+    places = np.digitize(std, np.linspace(0, std.max(), 13)[1:-1])
+    found: list[Array] = []
+    rest = np.zeros(0, np.int64)
+    for place in range(12):
+        rest = np.concatenate([rest, np.flatnonzero(places == place)])
+        if len(rest) >= 10:
+            found.append(rest)
+            rest = rest[:0]
+    if len(rest):
+        found[-1:] = [np.concatenate([*found[-1:], rest])]
+    return found
 
 
 def _coverage_plot(rows: list[dict[str, float]]) -> Plot | None:
@@ -569,8 +584,8 @@ def _trace_plot(posterior: Posterior) -> Plot:
         figure = plot_traces(posterior, {name: _given(value) for name, value in values.items()})
         figure.set_size_inches(7.6, 1.5 * len(values))
         _set_margins(figure, len(values), 2)
-        for axis in figure.axes:
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for number, axis in enumerate(figure.axes):
+            axis.xaxis.set_major_locator(MaxNLocator(3 if number % 2 else "auto", integer=True))
             axis.title.set_fontsize(9)
             axis.title.set_color(INK)
         alt = f"{', '.join(values)} of the {draws} draws of each of {chains} chains in turn, each beside its histogram"

@@ -164,6 +164,7 @@ class Path:
         if first or self.done or effective < self.settings.resample:
             row["ancestors"] = self._resample()
         row["founders"] = len(set(self.founders.tolist()))
+        self.gibbs.standing = {"level": len(self.levels), "ESS": effective, "founders": row["founders"]}
         if self.joint and (self.power < 1 or len(self.levels) == 1 or self.levels[-2]["power"] < 1):
             self.state = self._init(self.z)  # the likelihood has changed
         for _ in range(self.settings.final if self.done else self.settings.sweeps):

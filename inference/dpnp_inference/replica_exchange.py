@@ -135,6 +135,7 @@ def start_replicas(settings: ReplicaExchange, path: Path, levels: list[Level]) -
         path: of the population.
         levels: what it came by, at the likelihood's full power.
     """
+    path.gibbs.standing = {}
     first = levels[0]
     added = max(0, math.ceil(math.log(path.eta_max / first.eta) / math.log(settings.step)))
     rungs = [first._replace(eta=path.eta_max * (first.eta / path.eta_max) ** (i / added)) for i in range(added)]

@@ -18,6 +18,7 @@ from selenium.webdriver.common.by import By
 
 from dpnp_inference import html_report
 from dpnp_inference.cli import main
+from dpnp_inference.commands.reconstruct import judge
 from dpnp_inference.finished_run import RunFolderError, read_run
 from dpnp_inference.html_report import MOST_DRAWS, coverage_table, exactness, write_report
 from dpnp_inference.metrics import coverage
@@ -321,3 +322,15 @@ def test_coverage_needs_two_draws(tmp_path):
     constant = coverage_table(Posterior(torch.zeros(9, 1, 1, 2, 2)), torch.zeros(1, 2, 2))
     assert [row["pixels"] for row in constant] == [1.0] * 4
     assert all(math.isnan(row["uncertain"]) for row in constant)
+
+
+def test_draws_survive_a_report_that_fails(tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr("dpnp_inference.commands.reconstruct.write_report", fail)
+    run = make_run(tmp_path / "run")
+    diagnosis = judge(Posterior.load(run), run, report=True)
+    assert diagnosis is not None
+    assert "the draws are written, but could not be shown in a report: ZeroDivisionError: no" in caplog.text
+    assert not (run / "report.html").exists()

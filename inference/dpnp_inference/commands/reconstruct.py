@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
+from dpnp_inference.diagnostics import Diagnosis
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.finished_run import DISPLAY
@@ -45,6 +46,7 @@ class Reconstruction(Configuration):
         index: which image of an image file that holds several.
         key: name of the array in a file that holds several.
         report: write report.html into the folder, a page to look at.
+        json: print one JSON object with record, scores, verdict and files, and nothing else.
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
     """
 
@@ -57,10 +59,12 @@ class Reconstruction(Configuration):
     index: int = 0
     key: str | None = None
     report: bool = True
+    json: bool = False
 
 
 def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
     """One reconstruction, from the settings to the folder."""
+    config = {name: value for name, value in config.items() if name != "json"}  # which is about this call only
     demo = settings.measurement is None and settings.image is None
     if settings.measurement is not None and settings.image is not None:
         raise ValueError(
@@ -84,7 +88,7 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         assert settings.measurement is not None
         y = read_measurement(settings.measurement, settings.key, forward_model, card, settings.index)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
-    with ProgressBar() as progress:
+    with ProgressBar(chains=settings.chains) as progress:
         posterior = dpnp.sample(
             y,
             chains=settings.chains,
@@ -152,6 +156,41 @@ def write_run(
     (folder / MARKER).write_text(json.dumps({**record, **figures}, indent=2) + "\n", encoding="utf-8")
 
 
+def judge(posterior: Posterior, output: Path, *, report: bool) -> Diagnosis | None:
+    """Diagnose draws that are written already, and write their report.
+
+    Args:
+        posterior: the draws.
+        output: folder of the run.
+        report: whether it gets one.
+
+    Returns:
+        The diagnosis; None, and a warning, if it cannot be had.
+    """
+    diagnosis = None
+    try:
+        diagnosis = posterior.diagnose()
+        if report:
+            write_report(output, diagnosis=diagnosis)
+    except Exception as error:  # whatever goes wrong here, the draws are there
+        what = "diagnosed" if diagnosis is None else "shown in a report"
+        log.warning("the draws are written, but could not be %s: %s: %s", what, type(error).__name__, error)
+    return diagnosis
+
+
+def describe_as_json(record: dict[str, Any], diagnosis: Diagnosis | None, output: Path) -> str:
+    """A run for machines: its record, verdict, diagnosis and files."""
+    found = {
+        "verdict": None if diagnosis is None else diagnosis.verdict,
+        "diagnosis": None if diagnosis is None else diagnosis.to_json(),
+        "output": str(output),
+        "files": sorted(str(file) for file in output.iterdir()),
+    }
+    return json.dumps({**record, **found}, indent=2)
+
+
+
+
 def score(
     posterior: Posterior, truth: Tensor, value_range: tuple[float, float], operator: object, level: float
 ) -> dict[str, float]:
@@ -184,7 +223,7 @@ def score(
     return scores
 
 
-def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, *, report: bool) -> None:
+def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, diagnosis: Diagnosis | None) -> None:
     record = posterior.diagnostics
     calls, seconds = record["network_calls"], record["seconds"]
     print(
@@ -209,6 +248,8 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path,
                 **record["convergence"]
             )
         )
+    if diagnosis is not None:
+        print(f"verdict: {diagnosis.sentence}")
     print(f"picture: {output / 'picture.png'}")
-    if report:
+    if (output / REPORT).is_file():
         print(f"report: {output / REPORT}")
