@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dpnp_inference.checkpoint import LATEST, PREVIOUS, Checkpoints, FolderLock, RunError
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
+from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
+from dpnp_inference.fingerprint import differences
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
 from dpnp_inference.report import draw_picture
+from dpnp_inference.runs import Task
+from dpnp_inference.state import StateError, read_state
+from dpnp_inference.workers import NAME, sample_in_processes
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.operators import Operator
+from dpnp_shared.prior import PriorCard
 from dpnp_shared.randomness import derive_seed
 
 log = logging.getLogger(__name__)
+
+STATES = ".state"  # ends the name of the folder that a run's state is in
 
 
 @dataclass
@@ -40,6 +52,13 @@ class Reconstruction(Configuration):
         index: which image of an image file that holds several.
         key: name of the array in a file that holds several.
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
+        keep: all draws; statistics of all of them and each chain's last one; or statistics and so many draws of each chain.
+        checkpoint_every: seconds from one state of the run to the next; the same command goes on from the last one if the run was
+            interrupted. 0 for one after each iteration.
+        fresh: throw away the state of an interrupted run, and begin anew.
+        extend: add draws or chains to the run that output holds; draws and chains are those of both together.
+        keep_state: keep what the run can be extended with.
+        processes: of this machine that independent chains are shared out to; on CUDA each has a device of its own, as far as they go.
     """
 
     measurement: str | list[str] | None = None
@@ -50,72 +69,238 @@ class Reconstruction(Configuration):
     level: float = 0.9
     index: int = 0
     key: str | None = None
+    keep: Literal["all", "statistics"] | int = "all"
+    checkpoint_every: float = CHECKPOINT_EVERY
+    fresh: bool = False
+    extend: bool = False
+    keep_state: bool = True
+    processes: int = 1
 
 
-def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
-    """One reconstruction, from the settings to the folder."""
+class Prepared(NamedTuple):
+    """What a reconstruction starts from.
+
+    Attributes:
+        dpnp: the sampler.
+        card: of its prior.
+        y: the measurement.
+        truth: the clean image ``(C, H, W)`` that it was simulated from, if it was.
+    """
+
+    dpnp: DPnP
+    card: PriorCard
+    y: Tensor
+    truth: Tensor | None
+
+    def task(self, settings: Reconstruction) -> Task:
+        """What is to be drawn."""
+        return self.dpnp.task(
+            self.y,
+            range(settings.chains),
+            settings.seed,
+            settings.draws,
+            settings.thin,
+            settings.batch_size,
+            settings.keep,
+        )
+
+
+def prepare(settings: Reconstruction) -> Prepared:
+    """Sampler and measurement.
+
+    Raises:
+        ValueError: settings that do not go together, or files that do not fit them.
+    """
     demo = settings.measurement is None and settings.image is None
     if settings.measurement is not None and settings.image is not None:
         raise ValueError(
             "measurement and image were both given; give a measurement, or a clean image to simulate one from"
         )
+    dpnp, card = settings.sampler(demo=demo)
+    if settings.measurement is not None:
+        return Prepared(
+            dpnp, card, read_measurement(settings.measurement, settings.key, dpnp.forward_model, card), None
+        )
+    file = str(bundled_images(settings.prior)) if demo else settings.image
+    assert file is not None
+    image = read_image(file, settings.index, dpnp.image_shape, card, settings.key)
+    truth = image.to(device=dpnp.device, dtype=dpnp.dtype)
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2**32))  # no chain has this index
+    return Prepared(dpnp, card, dpnp.forward_model.simulate(truth[None], generator=generator)[0], truth)
+
+
+def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
+    """One reconstruction, from the settings to the folder; or what is left of one that was interrupted."""
+    demo, named = settings.measurement is None and settings.image is None, settings.output is not None
     if settings.output is None:
         settings.output = "outputs/demo" if demo else time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
         settings.overwrite = settings.overwrite or demo
-    check_output(settings.output, overwrite=settings.overwrite)
-    dpnp, card = settings.sampler(demo=demo)
-    forward_model = dpnp.forward_model
-    if demo:
-        settings.image = str(bundled_images(settings.prior))
-    truth = None
-    if settings.image is not None:
-        image = read_image(settings.image, settings.index, dpnp.image_shape, card, settings.key)
-        truth = image.to(device=dpnp.device, dtype=dpnp.dtype)
-        generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2**32))  # no chain has this index
-        y = forward_model.simulate(truth[None], generator=generator)[0]
-    else:
-        assert settings.measurement is not None
-        y = read_measurement(settings.measurement, settings.key, forward_model, card)
+    replaces = settings.overwrite or settings.extend
+    check_output(settings.output, overwrite=replaces)
+    before = earlier_run(Path(settings.output)) if settings.extend else None
+    share_out(settings)
+    prepared = prepare(settings)
+    dpnp, card, y, truth = prepared
+    task = prepared.task(settings)
+    if not (named or demo or settings.fresh):
+        settings.output = str(interrupted(task, Path(settings.output)))
     log.info("%s; %d chains", dpnp.plan, settings.chains)
+    output = Path(settings.output)
+    with FolderLock(state_folder(output)) as lock:
+        if settings.fresh:
+            throw_away(lock.folder)
+        posterior = sample(settings, task, arguments, lock.folder, before)
+        scores = (
+            {}
+            if truth is None
+            else score(posterior, truth.cpu(), card.value_range, dpnp.forward_model.operator, settings.level)
+        )
+        check_output(output, overwrite=replaces)
+        with staged_folder(output) as folder:
+            posterior.save(folder)
+            save_array(folder / "mean.npy", posterior.mean)
+            if len(posterior.flat) > 1:
+                save_array(folder / "std.npy", posterior.std)
+            save_array(folder / "measurement.npy", y)
+            if truth is not None:
+                save_array(folder / "truth.npy", truth)
+            draw_picture(
+                folder / "picture.png",
+                posterior,
+                value_range=card.value_range,
+                measurement=dpnp.forward_model.operator.display(y),
+                truth=None if truth is None else truth.cpu(),
+                title=title_of(dpnp, card),
+            )
+            record = {
+                **provenance(settings, dpnp, card, config, arguments),
+                "network_calls": posterior.diagnostics["network_calls"],
+                "forward_calls": posterior.diagnostics["forward_calls"],
+                "seconds": posterior.diagnostics["seconds"],
+                "scores": scores,
+            }
+            (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        throw_away(lock.folder)
+        verdict = judge(posterior, output)
+    _print_summary(posterior, scores, output, verdict)
+
+
+def sample(
+    settings: Reconstruction, task: Task, arguments: list[str], folder: Path, before: Posterior | None
+) -> Posterior:
+    """The draws, by one process or several.
+
+    Args:
+        settings: of the run.
+        task: what is to be drawn.
+        arguments: command line, for other processes.
+        folder: for the state of the run.
+        before: a run that this one extends.
+
+    Raises:
+        RunError: ``folder`` holds the state of a run of other settings.
+        SamplingError: sampling broke down.
+    """
+    dpnp = task.sampler
+    checkpoints = Checkpoints(folder, dpnp.settings(task), every=settings.checkpoint_every)
+    if (folder / LATEST).exists() if settings.processes > 1 else any(folder.glob(NAME.format("*"))):
+        raise RunError(
+            f"{folder} holds the state of a run by {'one process' if settings.processes > 1 else 'several processes'}; give its number of "
+            "--processes to go on with it, or throw it away by --fresh true"
+        )
     with ProgressBar() as progress:
-        posterior = dpnp.sample(
-            y,
-            chains=settings.chains,
-            seed=settings.seed,
-            draws=settings.draws,
-            thin=settings.thin,
-            batch_size=settings.batch_size,
-            on_sweep=progress,
+        if settings.processes == 1:
+            run = dpnp.advance(dataclasses.replace(task, on_sweep=progress), checkpoints, before)
+        else:
+            run = sample_in_processes(
+                task,
+                arguments,
+                folder,
+                processes=settings.processes,
+                every=settings.checkpoint_every,
+                on_sweep=progress,
+            )
+    return dpnp.finish(run, keep_state=settings.keep_state, judge=False)
+
+
+def share_out(settings: Reconstruction) -> None:
+    """Find out whether several processes can share the run, and choose batches for them.
+
+    Raises:
+        ValueError: they cannot; says why.
+    """
+    if settings.processes < 1:
+        raise ValueError(f"processes = {settings.processes}; it must be at least 1")
+    if settings.processes == 1:
+        return
+    if settings.population:
+        raise ValueError(
+            f"processes = {settings.processes}: particles of a population and chains with replicas depend on each other, and run in one "
+            "process"
         )
-    scores = (
-        {} if truth is None else score(posterior, truth.cpu(), card.value_range, forward_model.operator, settings.level)
-    )
-    check_output(settings.output, overwrite=settings.overwrite)
-    with staged_folder(Path(settings.output)) as folder:
-        posterior.save(folder)
-        save_array(folder / "mean.npy", posterior.mean)
-        if len(posterior.flat) > 1:
-            save_array(folder / "std.npy", posterior.std)
-        save_array(folder / "measurement.npy", y)
-        if truth is not None:
-            save_array(folder / "truth.npy", truth)
-        draw_picture(
-            folder / "picture.png",
-            posterior,
-            value_range=card.value_range,
-            measurement=forward_model.operator.display(y),
-            truth=None if truth is None else truth.cpu(),
-            title=title_of(dpnp, card),
-        )
-        record = {
-            **provenance(settings, dpnp, card, config, arguments),
-            "network_calls": posterior.diagnostics["network_calls"],
-            "forward_calls": posterior.diagnostics["forward_calls"],
-            "seconds": posterior.diagnostics["seconds"],
-            "scores": scores,
-        }
-        (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    _print_summary(posterior, scores, Path(settings.output))
+    if settings.extend:
+        raise ValueError(f"processes = {settings.processes}: a run is extended by one process")
+    settings.batch_size = settings.batch_size or max(1, math.ceil(settings.chains / settings.processes))
+
+
+def state_folder(output: Path) -> Path:
+    """Where a run's state is while it is not done: beside the folder that it will be, and hidden."""
+    return output.absolute().parent / f".{output.name}{STATES}"
+
+
+def throw_away(folder: Path) -> None:
+    """Remove the states in a folder, but not its lock."""
+    for name in (LATEST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+    for worker in folder.glob(NAME.format("*")):
+        shutil.rmtree(worker)
+
+
+def interrupted(task: Task, output: Path) -> Path:
+    """Of a run without a name: the folder that a run of the same settings was to write when it was interrupted, else ``output``."""
+    settings = task.sampler.settings(task)
+    for folder in sorted(output.absolute().parent.glob(f".*{STATES}")):
+        for file in sorted(folder.rglob(LATEST)):
+            try:
+                _, about = read_state(file)
+            except (StateError, OSError):
+                continue
+            if not differences({**about, "chains": settings["chains"]}, settings):
+                return output.with_name(folder.name.removeprefix(".").removesuffix(STATES))
+    return output
+
+
+def earlier_run(output: Path) -> Posterior:
+    """The run that is to be extended.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (output / MARKER).is_file():
+        raise ValueError(f"extend: output = {str(output)!r} holds no finished run")
+    return Posterior.load(output)
+
+
+def judge(posterior: Posterior, output: Path) -> str | None:
+    """Diagnose draws that are written already, and add what was found to their record.
+
+    Args:
+        posterior: the draws; its record is added to.
+        output: folder of the run.
+
+    Returns:
+        The verdict in a sentence; None, and a warning, if it cannot be had.
+    """
+    try:
+        posterior.diagnostics["convergence"] = posterior.convergence()
+        diagnosis = posterior.diagnose()
+        found = {"verdict": diagnosis.verdict, "reasons": diagnosis.reasons, "notes": diagnosis.notes}
+        posterior.diagnostics["diagnosis"] = found
+        posterior.save_record(output)
+    except Exception as error:  # whatever goes wrong here, the draws are there
+        log.warning("the draws are written, but could not be diagnosed: %s: %s", type(error).__name__, error)
+        return None
+    return diagnosis.sentence
 
 
 def score(
@@ -150,7 +335,7 @@ def score(
     return scores
 
 
-def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path) -> None:
+def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path, verdict: str | None) -> None:
     record = posterior.diagnostics
     calls, seconds = record["network_calls"], record["seconds"]
     print(f"{record['chains']} chains, {record['draws']} draws each, {calls} network calls, {seconds:.1f} s")
@@ -173,4 +358,6 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path)
                 **record["convergence"]
             )
         )
+    if verdict is not None:
+        print(f"verdict: {verdict}")
     print(f"picture: {output / 'picture.png'}")
