@@ -51,7 +51,7 @@ def test_the_demo_writes_everything_it_should(capsys):
     assert "unseen pixels" in printed
     assert "picture: out/picture.png" in printed
     files = {"picture.png", "run.json", "samples.safetensors", "diagnostics.json", "mean.npy", "std.npy", "truth.npy"}
-    assert set(os.listdir("out")) == files | {"measurement.npy"}
+    assert set(os.listdir("out")) == files | {"measurement.npy", "state.safetensors"}
     assert os.listdir() == ["out"]
     run = json.loads(Path("out/run.json").read_text())
     assert run["prior"]["sha256"] == Prior.from_pretrained("fashion_mnist").card.sha256
