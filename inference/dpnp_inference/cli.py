@@ -118,12 +118,23 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(name: str, given: list[str], arguments: list[str]) -> None:
     """One of the commands: ``given`` are its options, ``arguments`` the command line as it was written."""
+    options, config = read_options(name, given)
+    COMMANDS[name].run(options, config, arguments)
+
+
+def read_options(name: str, given: Sequence[str]) -> tuple[Configuration, dict[str, Any]]:
+    """A command's options, built, and the same as JSON-able values.
+
+    Args:
+        name: of the command.
+        given: its arguments.
+    """
     command, parser = COMMANDS[name], _parser(name)
     settings = parser.parse_args([_resolve_argument(argument) for argument in given])
     built = parser.instantiate(settings)
     options = command.options(**{field.name: built[field.name] for field in dataclasses.fields(command.options)})
     _name_unused(name, settings)
-    command.run(options, name_user_files(json.loads(parser.dump(settings, format="json"))), arguments)
+    return options, name_user_files(json.loads(parser.dump(settings, format="json")))
 
 
 def _parser(name: str = RECONSTRUCT) -> ArgumentParser:

@@ -270,8 +270,14 @@ class DPnP:
                     checkpoints = None
         return run
 
-    def finish(self, run: Run, *, keep_state: bool = True) -> Posterior:
-        """The posterior of a run that is done; ``keep_state`` as for :meth:`sample`."""
+    def finish(self, run: Run, *, keep_state: bool = True, judge: bool = True) -> Posterior:
+        """The posterior of a run that is done.
+
+        Args:
+            run: it.
+            keep_state: as for :meth:`sample`.
+            judge: whether R-hat and effective sample sizes are worked out.
+        """
         task = run.task
         diagnostics = {
             "sampler": "DPnP",
@@ -297,7 +303,7 @@ class DPnP:
             except TypeError as error:
                 log.warning("this run cannot be extended: %s", error)
         posterior = Posterior(task.store.samples, diagnostics, task.store.statistics, state)
-        posterior.diagnostics["convergence"] = posterior.convergence()
+        posterior.diagnostics["convergence"] = posterior.convergence() if judge else None
         return posterior
 
     @torch.no_grad()

@@ -325,7 +325,7 @@ class Posterior:
             for name, content in tensors.items():
                 save_file(content, staging / name)
                 (staging / name).chmod(0o644)  # safetensors makes files that only their owner can read
-            (staging / DIAGNOSTICS).write_text(json.dumps(self.diagnostics, indent=2) + "\n", encoding="utf-8")
+            self._write_record(staging)
             if self.state is not None:
                 write_state(staging / STATE, self.state, {})
             written = {*tensors, DIAGNOSTICS, *([] if self.state is None else [STATE])}
@@ -336,6 +336,16 @@ class Posterior:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
+
+    def save_record(self, directory: str | Path) -> None:
+        """Write ``diagnostics.json`` again, into a folder that :meth:`save` has made."""
+        target = Path(directory)
+        with tempfile.TemporaryDirectory(prefix=".posterior.", dir=target) as staging:
+            os.replace(self._write_record(Path(staging)), target / DIAGNOSTICS)
+
+    def _write_record(self, folder: Path) -> Path:
+        (folder / DIAGNOSTICS).write_text(json.dumps(self.diagnostics, indent=2) + "\n", encoding="utf-8")
+        return folder / DIAGNOSTICS
 
     @classmethod
     def load(cls, directory: str | Path) -> Posterior:

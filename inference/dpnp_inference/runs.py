@@ -8,9 +8,10 @@ sampler's state that its ``init`` has made.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -182,7 +183,7 @@ class ChainRun(Run):
 
     def record(self) -> dict[str, Any]:
         """See :class:`Run`."""
-        return merged([batch.state_dict()["gibbs"] for batch in self.batches])
+        return merged([batch.record() for batch in self.batches])
 
 
 def batches_of(chains: range, size: int) -> list[range]:
@@ -240,9 +241,14 @@ class Batch:
             self.state, self.power = kernel.retarget(self.state, target), power
 
     def put_away(self) -> None:
-        """Leave the device to the batches that follow."""
-        self.saved, self.gibbs = on_cpu(self.state_dict()), None
-        del self.x, self.state, self.initial
+        """Leave the device to the batches that follow, if the state can be kept."""
+        with contextlib.suppress(TypeError):
+            self.saved, self.gibbs = on_cpu(self.state_dict()), None
+            del self.x, self.state, self.initial
+
+    def record(self) -> Mapping[str, Any]:
+        """The account of what it has cost so far."""
+        return self.gibbs.record() if self.gibbs is not None else (self.saved or {})["gibbs"]
 
     def state_dict(self) -> State:
         """Where it is."""
@@ -466,7 +472,7 @@ class ReplicaRun(Run):
         return merged([self.gibbs.record()]) | {"replica_exchange": self.replicas.record()}
 
 
-def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
+def merged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Records of several batches: calls are summed, iterations kept batch by batch."""
     return {
         "batches": len(records),

@@ -615,6 +615,7 @@ class DrawStore:
         chains: how many, numbered from 0; or their indices.
         draws: of each chain.
         dtype: of the draws.
+        of: how many chains there are in all, where these are some of them; statistics are then made to be merged.
 
     Attributes:
         statistics: of all draws so far; None if all are kept.
@@ -631,6 +632,7 @@ class DrawStore:
         chains: int | range,
         draws: int,
         dtype: torch.dtype = torch.float32,
+        of: int | None = None,
     ) -> None:
         if isinstance(keep, str) and keep not in ("all", "statistics"):
             raise ValueError(f"keep = {keep!r}; allowed are 'all', 'statistics' and a number of draws")
@@ -641,7 +643,7 @@ class DrawStore:
         self.chains = range(chains) if isinstance(chains, int) else chains
         self.statistics: RunningPosterior | None = None
         if keep != "all":
-            n = len(self.chains) * draws
+            n = (of or len(self.chains)) * draws
             needed = interval_order(n, LEVEL) if n >= 2 / (1 - LEVEL) - 1 else 1
             extremes = min(max(needed, LEAST_EXTREMES), MOST_EXTREMES)
             self.statistics = RunningPosterior(image_shape, draws=draws, extremes=extremes, dtype=dtype)

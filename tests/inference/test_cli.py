@@ -61,7 +61,7 @@ def test_the_demo_writes_everything_it_should(capsys):
         "std.npy",
         "truth.npy",
     }
-    assert set(os.listdir("out")) == files | {"measurement.npy"}
+    assert set(os.listdir("out")) == files | {"measurement.npy", "state.safetensors"}
     assert os.listdir() == ["out"]
     run = json.loads(Path("out/run.json").read_text())
     assert run["prior"]["sha256"] == Prior.from_pretrained("fashion_mnist").card.sha256

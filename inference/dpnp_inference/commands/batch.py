@@ -26,6 +26,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.batch.claims import Claim, Claims
 from dpnp_inference.batch.folder import RECORD, BatchFolder, Record, count_states, hash_of, now, worker_name
 from dpnp_inference.batch.items import Items, open_items
@@ -33,7 +34,6 @@ from dpnp_inference.batch.overview import Overview, describe, status_table
 from dpnp_inference.batch.workers import Team, Worker, count_processes, device_of, ends_by_signal, find_worker
 from dpnp_inference.commands.reconstruct import Reconstruction, score, write_run
 from dpnp_inference.configuration import Configuration, bundled_images, identity, provenance
-from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.files import as_image, as_measurement
 from dpnp_inference.posterior import Posterior

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dpnp_inference.baselines.common import Baseline
+from dpnp_inference.checkpoint import LATEST, PREVIOUS, Checkpoints, FolderLock, RunError
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
 from dpnp_inference.diagnostics import Diagnosis
-from dpnp_inference.dpnp import DPnP
+from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
+from dpnp_inference.fingerprint import differences
 from dpnp_inference.finished_run import DISPLAY
 from dpnp_inference.html_report import REPORT, write_report
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.progress import ProgressBar
 from dpnp_inference.report import draw_picture
+from dpnp_inference.runs import Task
+from dpnp_inference.state import StateError, read_state
+from dpnp_inference.workers import NAME, sample_in_processes
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.operators import Operator
 from dpnp_shared.prior import PriorCard
 from dpnp_shared.randomness import derive_seed
 
 log = logging.getLogger(__name__)
+
+STATES = ".state"  # ends the name of the folder that a run's state is in
 
 
 @dataclass
@@ -48,6 +58,13 @@ class Reconstruction(Configuration):
         report: write report.html into the folder, a page to look at.
         json: print one JSON object with record, scores, verdict and files, and nothing else.
         output: folder to write; by default outputs/demo for the demo (replaced each time), else outputs/ and the time.
+        keep: all draws; statistics of all of them and each chain's last one; or statistics and so many draws of each chain.
+        checkpoint_every: seconds from one state of the run to the next; the same command goes on from the last one if the run was
+            interrupted. 0 for one after each iteration.
+        fresh: throw away the state of an interrupted run, and begin anew.
+        extend: add draws or chains to the run that output holds; draws and chains are those of both together.
+        keep_state: keep what the run can be extended with.
+        processes: of this machine that independent chains are shared out to; on CUDA each has a device of its own, as far as they go.
     """
 
     measurement: str | list[str] | None = None
@@ -60,54 +77,204 @@ class Reconstruction(Configuration):
     key: str | None = None
     report: bool = True
     json: bool = False
+    keep: Literal["all", "statistics"] | int = "all"
+    checkpoint_every: float = CHECKPOINT_EVERY
+    fresh: bool = False
+    extend: bool = False
+    keep_state: bool = True
+    processes: int = 1
 
 
-def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
-    """One reconstruction, from the settings to the folder."""
-    config = {name: value for name, value in config.items() if name != "json"}  # which is about this call only
+class Prepared(NamedTuple):
+    """What a reconstruction starts from.
+
+    Attributes:
+        dpnp: the sampler.
+        card: of its prior.
+        y: the measurement.
+        truth: the clean image ``(C, H, W)`` that it was simulated from, if it was.
+    """
+
+    dpnp: DPnP | Baseline
+    card: PriorCard
+    y: Tensor
+    truth: Tensor | None
+
+    def task(self, settings: Reconstruction) -> Task:
+        """What DPnP is to draw.
+
+        Raises:
+            TypeError: it is another solver.
+        """
+        if not isinstance(self.dpnp, DPnP):
+            raise TypeError(f"{type(self.dpnp).__name__} has no state that a run could go on from")
+        return self.dpnp.task(
+            self.y,
+            range(settings.chains),
+            settings.seed,
+            settings.draws,
+            settings.thin,
+            settings.batch_size,
+            settings.keep,
+        )
+
+
+def prepare(settings: Reconstruction) -> Prepared:
+    """Sampler and measurement.
+
+    Raises:
+        ValueError: settings that do not go together, or files that do not fit them.
+    """
     demo = settings.measurement is None and settings.image is None
     if settings.measurement is not None and settings.image is not None:
         raise ValueError(
             "measurement and image were both given; give a measurement, or a clean image to simulate one from"
         )
+    dpnp, card = settings.sampler(demo=demo)
+    if settings.measurement is not None:
+        return Prepared(
+            dpnp,
+            card,
+            read_measurement(settings.measurement, settings.key, dpnp.forward_model, card, settings.index),
+            None,
+        )
+    file = str(bundled_images(settings.prior)) if demo else settings.image
+    assert file is not None
+    image = read_image(file, settings.index, dpnp.image_shape, card, settings.key)
+    truth = image.to(device=dpnp.device, dtype=dpnp.dtype)
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2**32))  # no chain has this index
+    return Prepared(dpnp, card, dpnp.forward_model.simulate(truth[None], generator=generator)[0], truth)
+
+
+def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
+    """One reconstruction, from the settings to the folder; or what is left of one that was interrupted."""
+    demo, named = settings.measurement is None and settings.image is None, settings.output is not None
     if settings.output is None:
         settings.output = "outputs/demo" if demo else time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
         settings.overwrite = settings.overwrite or demo
-    check_output(settings.output, overwrite=settings.overwrite)
-    dpnp, card = settings.sampler(demo=demo)
-    forward_model = dpnp.forward_model
-    if demo:
-        settings.image = str(bundled_images(settings.prior))
-    truth = None
-    if settings.image is not None:
-        image = read_image(settings.image, settings.index, dpnp.image_shape, card, settings.key)
-        truth = image.to(device=dpnp.device, dtype=dpnp.dtype)
-        generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2**32))  # no chain has this index
-        y = forward_model.simulate(truth[None], generator=generator)[0]
+    replaces = settings.overwrite or settings.extend
+    check_output(settings.output, overwrite=replaces)
+    before = earlier_run(Path(settings.output)) if settings.extend else None
+    share_out(settings)
+    prepared = prepare(settings)
+    dpnp, card, y, truth = prepared
+    task = None
+    if isinstance(dpnp, DPnP):
+        task = prepared.task(settings)
+        if not (named or demo or settings.fresh):
+            settings.output = str(interrupted(task, Path(settings.output)))
     else:
-        assert settings.measurement is not None
-        y = read_measurement(settings.measurement, settings.key, forward_model, card, settings.index)
+        check_stateless(settings, dpnp)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
-    with ProgressBar(chains=settings.chains) as progress:
-        posterior = dpnp.sample(
-            y,
-            chains=settings.chains,
-            seed=settings.seed,
-            draws=settings.draws,
-            thin=settings.thin,
-            batch_size=settings.batch_size,
+    output = Path(settings.output)
+    with FolderLock(state_folder(output)) as lock:
+        if settings.fresh:
+            throw_away(lock.folder)
+        with ProgressBar(chains=settings.chains) as progress:
+            posterior = (
+                dpnp.sample(
+                    y,
+                    chains=settings.chains,
+                    seed=settings.seed,
+                    draws=settings.draws,
+                    thin=settings.thin,
+                    batch_size=settings.batch_size,
+                    on_sweep=progress,
+                )
+                if task is None
+                else sample(settings, task, arguments, lock.folder, before, progress)
+            )
+        scores = (
+            {}
+            if truth is None
+            else score(posterior, truth.cpu(), card.value_range, dpnp.forward_model.operator, settings.level)
+        )
+        check_output(output, overwrite=replaces)
+        record = {**provenance(settings, dpnp, card, config, arguments), "scores": scores}
+        with staged_folder(output) as folder:
+            record = write_run(folder, posterior, y, truth, dpnp=dpnp, card=card, record=record)
+        throw_away(lock.folder)
+        diagnosis = judge(posterior, output, report=settings.report)
+    if settings.json:
+        print(describe_as_json(record, diagnosis, output))
+    else:
+        _print_summary(posterior, scores, output, diagnosis)
+
+
+def check_stateless(settings: Reconstruction, solver: Baseline) -> None:
+    """Refuse what only DPnP's runs can do.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name, default in (("extend", False), ("processes", 1), ("keep", "all")):
+        if getattr(settings, name) != default:
+            raise ValueError(
+                f"{name} = {getattr(settings, name)!r} is for DPnP; with {type(solver).__name__} it must be {default!r}"
+            )
+
+
+def sample(
+    settings: Reconstruction,
+    task: Task,
+    arguments: list[str],
+    folder: Path,
+    before: Posterior | None,
+    progress: ProgressBar,
+) -> Posterior:
+    """The draws, by one process or several.
+
+    Args:
+        settings: of the run.
+        task: what is to be drawn.
+        arguments: command line, for other processes.
+        folder: for the state of the run.
+        before: a run that this one extends.
+        progress: is told of each iteration.
+
+    Raises:
+        RunError: ``folder`` holds the state of a run of other settings.
+        SamplingError: sampling broke down.
+    """
+    dpnp = task.sampler
+    checkpoints = Checkpoints(folder, dpnp.settings(task), every=settings.checkpoint_every)
+    if (folder / LATEST).exists() if settings.processes > 1 else any(folder.glob(NAME.format("*"))):
+        raise RunError(
+            f"{folder} holds the state of a run by {'one process' if settings.processes > 1 else 'several processes'}; give its number of "
+            "--processes to go on with it, or throw it away by --fresh true"
+        )
+    if settings.processes == 1:
+        run = dpnp.advance(dataclasses.replace(task, on_sweep=progress), checkpoints, before)
+    else:
+        run = sample_in_processes(
+            task,
+            arguments,
+            folder,
+            processes=settings.processes,
+            every=settings.checkpoint_every,
             on_sweep=progress,
         )
-    scores = (
-        {} if truth is None else score(posterior, truth.cpu(), card.value_range, forward_model.operator, settings.level)
-    )
-    check_output(settings.output, overwrite=settings.overwrite)
-    with staged_folder(Path(settings.output)) as folder:
-        record = provenance(settings, dpnp, card, config, arguments)
-        write_run(folder, posterior, y, truth, dpnp=dpnp, card=card, record={**record, "scores": scores})
-        if settings.report:
-            write_report(folder)
-    _print_summary(posterior, scores, Path(settings.output), report=settings.report)
+    return dpnp.finish(run, keep_state=settings.keep_state, judge=False)
+
+
+def share_out(settings: Reconstruction) -> None:
+    """Find out whether several processes can share the run, and choose batches for them.
+
+    Raises:
+        ValueError: they cannot; says why.
+    """
+    if settings.processes < 1:
+        raise ValueError(f"processes = {settings.processes}; it must be at least 1")
+    if settings.processes == 1:
+        return
+    if settings.population:
+        raise ValueError(
+            f"processes = {settings.processes}: particles of a population and chains with replicas depend on each other, and run in one "
+            "process"
+        )
+    if settings.extend:
+        raise ValueError(f"processes = {settings.processes}: a run is extended by one process")
+    settings.batch_size = settings.batch_size or max(1, math.ceil(settings.chains / settings.processes))
 
 
 def write_run(
@@ -120,7 +287,7 @@ def write_run(
     card: PriorCard,
     record: dict[str, Any],
     picture: bool = True,
-) -> None:
+) -> dict[str, Any]:
     """The files of a run.
 
     Args:
@@ -132,6 +299,9 @@ def write_run(
         card: of the prior.
         record: where they come from, and their scores; the run's own figures are added.
         picture: whether to draw the picture.
+
+    Returns:
+        The record as it was written.
     """
     posterior.save(folder)
     save_array(folder / "mean.npy", posterior.mean)
@@ -153,14 +323,54 @@ def write_run(
             title=title_of(dpnp, card),
         )
     figures = {name: posterior.diagnostics[name] for name in ("network_calls", "forward_calls", "seconds")}
-    (folder / MARKER).write_text(json.dumps({**record, **figures}, indent=2) + "\n", encoding="utf-8")
+    whole = {**record, **figures}
+    (folder / MARKER).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    return whole
+
+
+def state_folder(output: Path) -> Path:
+    """Where a run's state is while it is not done: beside the folder that it will be, and hidden."""
+    return output.absolute().parent / f".{output.name}{STATES}"
+
+
+def throw_away(folder: Path) -> None:
+    """Remove the states in a folder, but not its lock."""
+    for name in (LATEST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+    for worker in folder.glob(NAME.format("*")):
+        shutil.rmtree(worker)
+
+
+def interrupted(task: Task, output: Path) -> Path:
+    """Of a run without a name: the folder that a run of the same settings was to write when it was interrupted, else ``output``."""
+    settings = task.sampler.settings(task)
+    for folder in sorted(output.absolute().parent.glob(f".*{STATES}")):
+        for file in sorted(folder.rglob(LATEST)):
+            try:
+                _, about = read_state(file)
+            except (StateError, OSError):
+                continue
+            if not differences({**about, "chains": settings["chains"]}, settings):
+                return output.with_name(folder.name.removeprefix(".").removesuffix(STATES))
+    return output
+
+
+def earlier_run(output: Path) -> Posterior:
+    """The run that is to be extended.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (output / MARKER).is_file():
+        raise ValueError(f"extend: output = {str(output)!r} holds no finished run")
+    return Posterior.load(output)
 
 
 def judge(posterior: Posterior, output: Path, *, report: bool) -> Diagnosis | None:
-    """Diagnose draws that are written already, and write their report.
+    """Diagnose draws that are written already, add what was found to their record, and write their report.
 
     Args:
-        posterior: the draws.
+        posterior: the draws; its record is added to.
         output: folder of the run.
         report: whether it gets one.
 
@@ -169,7 +379,11 @@ def judge(posterior: Posterior, output: Path, *, report: bool) -> Diagnosis | No
     """
     diagnosis = None
     try:
+        posterior.diagnostics["convergence"] = posterior.convergence()
         diagnosis = posterior.diagnose()
+        found = {"verdict": diagnosis.verdict, "reasons": diagnosis.reasons, "notes": diagnosis.notes}
+        posterior.diagnostics["diagnosis"] = found
+        posterior.save_record(output)
         if report:
             write_report(output, diagnosis=diagnosis)
     except Exception as error:  # whatever goes wrong here, the draws are there
@@ -187,8 +401,6 @@ def describe_as_json(record: dict[str, Any], diagnosis: Diagnosis | None, output
         "files": sorted(str(file) for file in output.iterdir()),
     }
     return json.dumps({**record, **found}, indent=2)
-
-
 
 
 def score(
