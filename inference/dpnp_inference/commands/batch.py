@@ -461,7 +461,7 @@ class Result:
             single = {"image": place.get("file", str(final / "truth.npy")), "index": place.get("index", 0)}
         else:
             single = {"measurement": place["file"] if {*place} == {"file"} else str(final / "measurement.npy")}
-        wanted = {field.name for field in dataclasses.fields(Reconstruction)} - {"output", "overwrite"}
+        wanted = {field.name for field in dataclasses.fields(Reconstruction)} - {*SAME_RESULTS} | {"batch_size", "device"}
         config = {key: value for key, value in job.config.items() if key in wanted}
         config |= single | {"seed": self.figures["seed"]}
         record = provenance(settings, job.dpnp, job.card, config, job.arguments)
