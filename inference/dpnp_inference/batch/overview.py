@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from dpnp_inference.batch.folder import Record, count_states
+from dpnp_inference.batch.folder import Record
 from dpnp_inference.dpnp import Sweep
 from dpnp_inference.progress import Live, describe_sweep
 
@@ -69,9 +69,8 @@ def describe(name: str, record: Record) -> str:
 
 
 def status_table(states: dict[str, Record]) -> Table:
-    """The state of a batch: a summary, and the items that are at work or have failed."""
-    counts = count_states(states)
-    table = Table(title=", ".join(f"{count} {state}" for state, count in counts.items()), title_justify="left")
+    """The items of a batch that are at work or have failed."""
+    table = Table()
     for column in ("item", "state", "attempts", "seconds", "worker", "error"):
         table.add_column(column, overflow="fold")
     shown = [(name, state) for name, state in states.items() if state["state"] in ("running", "failed")]

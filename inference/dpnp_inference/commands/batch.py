@@ -180,7 +180,10 @@ def print_status(path: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(manifest, indent=1))
     else:
-        Console().print(status_table(manifest["items"]))
+        print(", ".join(f"{count} {state}" for state, count in manifest["counts"].items()))
+        table = status_table(manifest["items"])
+        if table.rows:
+            Console().print(table)
 
 
 @dataclass
@@ -462,7 +465,10 @@ class Result:
             single = {"image": place.get("file", str(final / "truth.npy")), "index": place.get("index", 0)}
         else:
             single = {"measurement": place["file"] if {*place} == {"file"} else str(final / "measurement.npy")}
-        wanted = {field.name for field in dataclasses.fields(Reconstruction)} - {"output", "overwrite"}
+        wanted = {field.name for field in dataclasses.fields(Reconstruction)} - {*SAME_RESULTS} | {
+            "batch_size",
+            "device",
+        }
         config = {key: value for key, value in job.config.items() if key in wanted}
         config |= single | {"seed": self.figures["seed"]}
         record = provenance(settings, job.dpnp, job.card, config, job.arguments)
