@@ -93,10 +93,12 @@ def run_demo(folder: Path) -> list[tuple[str, Text]]:
         whole = rest.rfind(b"\n") + 1  # whole lines only: a cut may be within a character or a sequence
         screen.feed(rest[:whole].decode())
         rest = rest[whole:]
-        half = re.search(r"20-38\s+1[0-9]/32", "\n".join(screen.lines))
-        if not found and half and "left" in "\n".join(screen.lines):
-            found.append(("terminal_live", screen.text()))
+        shown = screen.text()
+        if not found and re.search(r"20-38\s+1\d/32(.|\n)* left$", shown.plain):
+            found.append(("terminal_live", shown))
     screen.feed(rest.decode())
+    if not found:
+        raise RuntimeError(f"the table was not seen half-way:\n{screen.text()}")
     if process.wait() != 0:
         raise RuntimeError(f"the demo failed:\n{screen.text()}")
     return [*found, ("terminal_end", screen.text())]

@@ -8,6 +8,7 @@ Pictures are PNG and plots SVG, both inside of the file; the few lines of JavaSc
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import math
@@ -97,6 +98,11 @@ class Picture:
     low: str = ""
     high: str = ""
     note: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a row of its own."""
+        return self.width > 2.5 * self.height
 
     @property
     def crisp(self) -> bool:
@@ -375,8 +381,7 @@ def _pictures(run: Run, value_range: tuple[float, float]) -> list[Picture]:
     if run.truth is not None:
         found.append(_photograph("truth", "the image that was measured", run.truth, value_range))
     if run.display is not None:
-        picture = run.display.real if run.display.is_complex() else run.display
-        found.append(_photograph("measurement", "the measurement as its operator shows it", picture, value_range))
+        found.append(_display(run.display, value_range))
     found.append(_photograph("posterior mean", "mean of all draws", posterior.mean, value_range))
     if several:
         std = _over_channels(posterior.std)
@@ -388,6 +393,18 @@ def _pictures(run: Run, value_range: tuple[float, float]) -> list[Picture]:
         title = "error of the mean"
         found.append(_heat(title, "absolute difference of mean and truth, on the scale of the std", error, 0.0, top))
     return found
+
+
+def _display(display: Tensor, value_range: tuple[float, float]) -> Picture:
+    """The measurement as its operator shows it, in a range of its own where it is far outside of the prior's, as counts are."""
+    alt = "the measurement as its operator shows it"
+    picture = (display.real if display.is_complex() else display).double()
+    (low, high), (first, last) = value_range, np.quantile(picture.numpy(), [0.01, 0.99])
+    if first >= low - (high - low) / 2 and last <= high + (high - low) / 2:
+        return _photograph("measurement", alt, picture, value_range)
+    first, last = (float(value) for value in picture.aminmax())
+    shown = _photograph("measurement", alt, picture, (first, last if last > first else first + 1))
+    return dataclasses.replace(shown, note=_join(shown.note, f"black is {first:.3g}, white {last:.3g}"))
 
 
 def _over_channels(x: Tensor) -> Array:

@@ -142,7 +142,7 @@ class ProgressBar:
                 return text
             done += len(sweep.chains) * sweep.iteration / sweep.iterations
         total = self.chains or sum(len(batch) for batch in self._batches)
-        return f"{text}, about {_duration(passed * (total - done) / done)} left" if done else text
+        return f"{text}, about {_duration(passed * (total - done) / done)} left" if 0 < done < total else text
 
 
 def describe_sweep(sweep: Sweep) -> str:
