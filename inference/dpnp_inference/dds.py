@@ -109,7 +109,7 @@ class _DDS(ABC):
             return self.calls
         least, more = self.growth
         calls = least + more * math.sqrt(eta / max(eta, denoiser.spread))
-        return max(LEAST_CALLS, round(calls * (TOLERANCE / self.tolerance) ** (2 / 3)))
+        return max(LEAST_CALLS, round(calls * math.pow(TOLERANCE / self.tolerance, 2 / 3)))
 
     def __call__(
         self, denoiser: Denoiser, z: Tensor, eta: float, *, generator: ChainGenerators
