@@ -3,12 +3,13 @@
     python benchmarks/denoising_samplers.py
 
 Every solver of DDS-DDPM and DDS-DDIM on three priors: an 8-dimensional mixture (25 components with standard deviation 1, 8 apart in each
-dimension), a mixture centred on 2,000 images of Fashion-MNIST (28 x 28, variance 0.02), and the bundled trained prior. Two figures:
+dimension), a mixture centred on 2,000 images of Fashion-MNIST (28 x 28, variance 0.02), and the bundled trained prior. Three figures:
 
 - law: sliced Wasserstein-1 distance to exact draws of ``p(x_0 | x_0 + η w = z)`` over the distance of two exact sets (the floor), so that
   1 is the best there is; mean over two z, one of which lies between two components. Analytic priors only.
 - endpoint: root-mean-square distance of DDS-DDIM's draw from the one of 100 calls with the same noise, over the posterior's standard
   deviation. Solvers without noise only.
+- tolerance: the same for the default solver, with the number of calls that follows from each tolerance.
 
 Finished cells are kept in ``benchmarks/results/denoising_samplers.json``, from where an interrupted run goes on; the table and the plot are
 written beside it. Fashion-MNIST is downloaded to ``--data`` if it is not there.
@@ -49,6 +50,7 @@ ENDPOINT = {
     "trained": (0.02, 0.1, 0.3, 1.0, 3.0, 9.0),
 }
 ENDPOINT_CALLS = (5, 8, 12, 20)
+TOLERANCES = (0.2, 0.1, 0.05, 0.02, 0.01)
 ENDPOINT_IMAGES = {"mixture": (8, 100), "images": (4, 8), "trained": (2, 4)}  # values of z, draws for each
 REFERENCE_CALLS = 100
 SEED = 0
@@ -138,9 +140,21 @@ def law(name: str, eta: float, kind: str, solver: str) -> list[dict[str, Any]]:
     return rows
 
 
-@torch.no_grad()
 def endpoint(name: str, eta: float) -> list[dict[str, Any]]:
     """A row for each deterministic solver and number of calls of DDS-DDIM."""
+    samplers = [DDSDDIM(calls, solver) for solver in DETERMINISTIC for calls in ENDPOINT_CALLS]
+    return distances(name, eta, samplers + [DDSDDIM()] + [DDSDDIM(power=power) for power in POWERS])
+
+
+def tolerance(name: str, eta: float) -> list[dict[str, Any]]:
+    """A row for each tolerance, with the number of calls that follows from it."""
+    rows = distances(name, eta, [DDSDDIM(tolerance=tolerance) for tolerance in TOLERANCES])
+    return [{"tolerance": tolerance, **row} for tolerance, row in zip(TOLERANCES, rows, strict=True)]
+
+
+@torch.no_grad()
+def distances(name: str, eta: float, samplers: list[DDSDDIM]) -> list[dict[str, Any]]:
+    """A row for each sampler: how far its draws are from those of many calls with the same noise."""
     prior, (images, draws) = prior_of(name), ENDPOINT_IMAGES[name]
     z = noisy(name, eta, images).repeat_interleave(draws, 0)
 
@@ -150,9 +164,6 @@ def endpoint(name: str, eta: float) -> list[dict[str, Any]]:
 
     reference = draw(DDSDDIM(REFERENCE_CALLS))[0]
     std = reference.var(1).sum(-1).sqrt()
-    default = DDSDDIM()
-    samplers = [DDSDDIM(calls, solver) for solver in DETERMINISTIC for calls in ENDPOINT_CALLS]
-    samplers += [default] + [DDSDDIM(power=power) for power in POWERS]
     rows = []
     for sampler in samplers:
         x, calls = draw(sampler)
@@ -170,7 +181,7 @@ def endpoint(name: str, eta: float) -> list[dict[str, Any]]:
 
 
 def run_cell(figure: str, *cell: Any) -> list[dict[str, Any]]:
-    return law(*cell) if figure == "law" else endpoint(*cell)
+    return {"law": law, "endpoint": endpoint, "tolerance": tolerance}[figure](*cell)
 
 
 def find(rows: Iterable[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
@@ -214,11 +225,27 @@ def tables(results: dict[str, list[dict[str, Any]]], spreads: dict[str, float]) 
             for solver in DETERMINISTIC
         ),
     )
+    text += "\n## Tolerance: network calls, and error of DDS-DDIM over the posterior's standard deviation\n\n"
+    text += markdown(
+        ["prior", "η", "η/spread", *(f"tolerance {t:g}" for t in TOLERANCES)],
+        (
+            [name, f"{eta:g}", f"{eta / spreads[name]:.4f}"]
+            + [
+                f"{row['network_calls']}: {row['error']:.3f}"
+                for t in TOLERANCES
+                for row in [find(results[f"tolerance/{name}/{eta:g}"], tolerance=t)]
+            ]
+            for name, etas in ENDPOINT.items()
+            for eta in etas
+        ),
+    )
     text += "\n## Default number of calls, beside a fixed one, and the spacing of its noise levels\n\n"
     text += f"Fixed are {FIXED['ddim']} (ddim) and {FIXED['ddpm']} (ddpm) calls; the last columns have the default number.\n\n"
     lines = []
     for key, rows in results.items():
         figure, name, value, *rest = key.split("/")
+        if figure == "tolerance":
+            continue
         kind, solver = rest or ("ddim", "adams-bashforth")
         make, column = KINDS[kind], "over_floor" if figure == "law" else "error"
         if solver != make().solver:
@@ -286,7 +313,8 @@ def main() -> None:
     arguments = options.parse_args()
     start(arguments.data)
     cells: dict[str, tuple[Any, ...]] = {
-        f"endpoint/{name}/{eta:g}": ("endpoint", name, eta)
+        f"{figure}/{name}/{eta:g}": (figure, name, eta)
+        for figure in ("endpoint", "tolerance")
         for name in ("trained", "images", "mixture")
         for eta in ENDPOINT[name]
     }

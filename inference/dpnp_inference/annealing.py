@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpnp_inference.acceleration import not_compiled
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
@@ -147,7 +148,7 @@ def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations
     """
     generator = ChainGenerators(0, range(1))
     d, eps = blank.numel(), 0.1 * prior.spread / math.sqrt(blank.numel())
-    with torch.no_grad():
+    with torch.no_grad(), not_compiled(prior):
         x = prior(blank, min(prior.sigma_max, 1e3 * prior.spread))
     # a little noise, since at a perfectly flat image a map like |F x| has no gradient
     x = x + eps * generator.normal_like(x)

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from dpnp_inference.acceleration import BatchSize
 from dpnp_inference.calibration import Ranks, rank_pair
 from dpnp_inference.dpnp import DPnP, Sweep
 from dpnp_inference.files import check_output
@@ -107,7 +108,7 @@ class Sampler(Protocol):
         *,
         chains: int,
         seed: int,
-        batch_size: int | None = None,
+        batch_size: BatchSize = None,
         on_sweep: Callable[[Sweep], None] | None = None,
     ) -> Posterior:
         """Independent draws from the posterior of a measurement."""
@@ -205,7 +206,7 @@ def check_pairs(
     draws: int,
     seed: int,
     chains: int | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize = None,
     truths: Truths = "flow",
     store: PairStore | None = None,
     progress: PairProgress | None = None,

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 
+from dpnp_inference.acceleration import accelerate
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.baselines import Baseline
 from dpnp_inference.dds import DenoisingSampler
@@ -71,9 +72,12 @@ class Configuration:
         population: true for particles that are weighted and resampled, which gives separated modes their right weights;
             dpnp_inference.population.Population or dpnp_inference.replica_exchange.ReplicaExchange for settings of one's own.
         seed: of all randomness, not negative.
-        batch_size: chains that run together; all by default.
+        batch_size: chains that run together; all by default. auto runs all, with as many images in a network call as fit the memory.
         device: auto, cpu, cuda, cuda:1, mps, …
         precision: float32 and float64 for everything; bfloat16 and float16 for the network alone.
+        compile: compile the network with torch.compile: true, a mode (reduce-overhead has CUDA graphs) or a backend. Worth it for long
+            runs: the first call may take minutes.
+        channels_last: keep the network's weights and activations with the channels innermost.
         output: folder to write.
         overwrite: replace an earlier run in that folder.
         trusted_modules: modules outside of this package whose network classes a prior may name.
@@ -88,9 +92,11 @@ class Configuration:
     annealing: Literal["auto"] | Annealing = "auto"
     population: bool | Population | ReplicaExchange = False
     seed: int = 0
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = None
     device: str = "auto"
     precision: Precision = "float32"
+    compile: bool | str = False
+    channels_last: bool = True
     output: str | None = None
     overwrite: bool = False
     trusted_modules: list[str] | None = None
@@ -102,7 +108,7 @@ class Configuration:
             demo: whether the demo's forward model stands in where none is given.
 
         Raises:
-            ValueError: there is no forward model, or half of one.
+            ValueError: there is no forward model, or half of one; or the network cannot be compiled so.
             PriorError: the prior cannot be loaded.
         """
         device = find_device(self.device)
@@ -112,6 +118,7 @@ class Configuration:
         prior.to(device=device)
         if next(prior.parameters(), None) is not None:  # closed forms keep their own precision
             prior.to(dtype=getattr(torch, self.precision))
+        accelerate(prior, compile=self.compile, channels_last=self.channels_last)
         card = prior.card if isinstance(prior, Prior) else PriorCard(type(prior).__name__, prior.image_shape)
         operator, noise = self.operator, self.noise
         if demo and (operator is None) != (noise is None):

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dpnp_inference.acceleration import BatchSize, chains_together
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.checkpoint import Checkpoints, FolderLock, RunError
 from dpnp_inference.dds import DenoisingSampler, make_dds
@@ -130,7 +131,7 @@ class DPnP:
         seed: int,
         draws: int = 1,
         thin: int = 1,
-        batch_size: int | None = None,
+        batch_size: BatchSize = None,
         on_sweep: OnSweep | None = None,
         keep: Keep = "all",
         checkpoint: str | Path | None = None,
@@ -147,8 +148,8 @@ class DPnP:
                 with replicas share their resampling.)
             draws: draws of each chain; the first ends the annealing, the others follow at the last coupling.
             thin: iterations from one draw to the next.
-            batch_size: images in a network call, all by default; it changes memory and speed, not the draws (up to the
-                rounding of floating-point sums, which may depend on the batch).
+            batch_size: images in a network call, all by default, or ``auto`` for as many as fit the memory; it changes memory and
+                speed, not the draws (up to the rounding of floating-point sums, which may depend on the batch).
             on_sweep: called after each iteration.
             keep: ``"all"`` draws; ``"statistics"`` of all draws and the last draw of each chain; or statistics and so many draws of each
                 chain. But for ``"all"`` the memory does not grow with ``draws``.
@@ -184,7 +185,7 @@ class DPnP:
         seed: int,
         draws: int = 1,
         thin: int = 1,
-        batch_size: int | None = None,
+        batch_size: BatchSize = None,
         keep: Keep = "all",
         on_sweep: OnSweep | None = None,
     ) -> Task:
@@ -197,13 +198,12 @@ class DPnP:
         ):
             if value < least:
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}; it must be at least 1")
+        together = chains_together(batch_size, len(chains))
         self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
         y = self.forward_model.homogeneous_measurement(y, self.blank(1))
         store = DrawStore(keep, self.image_shape, chains=chains, draws=draws, dtype=self.dtype)
-        return Task(self, y, chains, seed, draws, thin, batch_size or len(chains), store, on_sweep)
+        return Task(self, y, chains, seed, draws, thin, together, store, on_sweep, fit_memory=batch_size == "auto")
 
     def settings(self, task: Task) -> State:
         """All that the draws of a task depend on, JSON-able; to be compared with those that a state was written under."""
@@ -212,7 +212,7 @@ class DPnP:
             "draws": task.draws,
             "thin": task.thin,
             "seed": task.seed,
-            "batch_size": task.batch_size,
+            "batch_size": "auto" if task.fit_memory else task.batch_size,
             "keep": task.store.keep,
             "measurement": describe(task.y),
             "prior": describe(self.prior),

@@ -155,26 +155,3 @@ class Gibbs:
     def record(self) -> dict[str, Any]:
         """The account as JSON-able values."""
         return {"network_calls": self.network_calls, "forward_calls": self.forward_calls, "iterations": self.rows}
-
-
-class Batched(Denoiser):
-    """A prior that is called on a few images at a time.
-
-    Args:
-        prior: the prior.
-        batch_size: the most images in a call of it.
-    """
-
-    def __init__(self, prior: Denoiser, batch_size: int) -> None:
-        super().__init__()
-        self.prior, self.batch_size = prior, batch_size
-        self.image_shape, self.spread = prior.image_shape, prior.spread
-        self.sigma_min, self.sigma_max = prior.sigma_min, prior.sigma_max
-
-    def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """See :meth:`Denoiser.forward <dpnp_shared.denoiser.Denoiser.forward>`."""
-        parts = torch.split(x, self.batch_size)
-        sigmas = (
-            torch.split(sigma, self.batch_size) if isinstance(sigma, Tensor) and sigma.ndim else [sigma] * len(parts)
-        )
-        return torch.cat([self.prior(part, s) for part, s in zip(parts, sigmas, strict=True)])

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpnp_inference.gibbs import Batched, Gibbs, OnSweep
+from dpnp_inference.acceleration import in_batches
+from dpnp_inference.gibbs import Gibbs, OnSweep
 from dpnp_inference.population import Level, Path, Population, systematic_resampling
 from dpnp_inference.proximal import MarkovKernel, TemperedForwardModel
 from dpnp_inference.randomness import ChainGenerators
@@ -45,9 +46,10 @@ class Task:
         seed: of all randomness.
         draws: of each chain.
         thin: iterations from one draw to the next.
-        batch_size: the most images in a network call.
+        batch_size: chains that run together, and the most images in a network call.
         store: takes the draws.
         on_sweep: called after each iteration.
+        fit_memory: whether network calls are split further, so that they fit the memory.
     """
 
     sampler: DPnP
@@ -59,6 +61,7 @@ class Task:
     batch_size: int
     store: DrawStore
     on_sweep: OnSweep | None = None
+    fit_memory: bool = False
 
     @property
     def after_first(self) -> int:
@@ -67,8 +70,8 @@ class Task:
 
     def gibbs(self, chains: range, iterations: int | None = None) -> Gibbs:
         """The two conditional draws for some of the chains."""
-        sampler, size = self.sampler, self.batch_size
-        prior = sampler.prior if size >= len(chains) else Batched(sampler.prior, size)
+        sampler = self.sampler
+        prior = in_batches(sampler.prior, "auto" if self.fit_memory else self.batch_size, len(chains))
         generator = ChainGenerators(self.seed, chains)
         return Gibbs(prior, sampler.proximal, sampler.dds, generator, chains, iterations, self.on_sweep)
 

@@ -92,6 +92,25 @@ def test_default_number_of_calls_is_accurate_and_grows_with_eta(make, eta, exact
     assert calls[0] < {DDSDDPM: 10, DDSDDIM: 8}[make] < calls[-1] <= 20
 
 
+@pytest.mark.parametrize("eta", [0.1, 0.5, 2.0])
+def test_a_tolerance_is_kept_and_saves_calls(eta):
+    z = Z.expand(200, 1, 1, D)
+
+    def ends(dds):
+        return dds(PRIOR, z, eta, generator=ChainGenerators(0, range(200)))[0].reshape(200, D)
+
+    reference = ends(DDSDDIM(calls=200))
+    std = reference.var(0).sum().sqrt()
+    calls = []
+    for tolerance in (0.2, 0.1, 0.05, 0.01):
+        dds = DDSDDIM(tolerance=tolerance)
+        assert (ends(dds) - reference).square().sum(1).mean().sqrt() < 1.6 * tolerance * std
+        calls.append(dds.calls_for(PRIOR, eta))
+    assert calls == sorted(calls)
+    assert 2 * calls[0] < calls[2] + 2 < calls[3]
+    assert calls[2] == DDSDDIM().calls_for(PRIOR, eta)
+
+
 @pytest.mark.parametrize("make", [DDSDDPM, DDSDDIM])
 @pytest.mark.parametrize("scale", [0.03, 50.0])
 def test_default_does_not_depend_on_the_units(make, scale):
@@ -190,6 +209,8 @@ def test_bad_arguments_are_named(make):
         make(solver="rk45")
     with pytest.raises(ValueError, match="power"):
         make(power=0.0)
+    with pytest.raises(ValueError, match="tolerance = 0"):
+        make(tolerance=0.0)
     with pytest.raises(ValueError, match="ddim"):
         make_dds("euler")
 

@@ -16,8 +16,8 @@ import torch
 import yaml
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from dpnp_shared.acceleration import check_compile, use_channels_last
 from dpnp_shared.prior import Prior
-from dpnp_training.acceleration import check_compile, use_channels_last
 from dpnp_training.cli import main
 from dpnp_training.export import prior_from_checkpoint
 from dpnp_training.sharding import FullySharded, check_strategy, shard

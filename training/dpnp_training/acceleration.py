@@ -9,22 +9,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
-def check_compile(how: bool | str) -> None:
-    """Check the argument of :func:`compile_network`.
-
-    Raises:
-        ValueError: ``how`` is neither a switch, a mode nor a backend.
-    """
-    if isinstance(how, bool) or how in MODES:
-        return
-    if how not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging are not recommended, but allowed
-        raise ValueError(
-            f"compile = {how!r}; allowed are true, false, a mode ({', '.join(MODES)}) or a backend "
-            f"({', '.join(torch.compiler.list_backends())})"
-        )
+from dpnp_shared.acceleration import compile_options
 
 
 def compile_network(network: nn.Module, how: bool | str, parts: Sequence[nn.Module] = ()) -> None:
@@ -39,7 +24,7 @@ def compile_network(network: nn.Module, how: bool | str, parts: Sequence[nn.Modu
     """
     if how is False:
         return
-    options: dict[str, Any] = {} if how is True else {"mode" if how in MODES else "backend": how}
+    options = compile_options(how)
     if not parts:
         network.compile(**options)
         return
@@ -49,20 +34,6 @@ def compile_network(network: nn.Module, how: bool | str, parts: Sequence[nn.Modu
     setattr(config, limit, max(getattr(config, limit), 4 * len(parts)))
     for part in parts:
         part.compile(dynamic=False, **options)
-
-
-def use_channels_last(network: nn.Module) -> None:
-    """Keep a network's weights, its input and so its activations with the channels innermost (``torch.channels_last``), in place.
-
-    Copies of the network do the same. Loading weights of either format leaves this one; for an optimiser see :func:`align`.
-    """
-    network.to(memory_format=torch.channels_last)
-    network.register_forward_pre_hook(_channels_last_input)
-
-
-def _channels_last_input(network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    x, *others = arguments
-    return (x.contiguous(memory_format=torch.channels_last), *others) if isinstance(x, Tensor) else arguments
 
 
 def contiguous(x: Any) -> Any:

@@ -13,10 +13,11 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor, nn
 
+from dpnp_shared.acceleration import check_compile, use_channels_last
 from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
-from dpnp_training.acceleration import align, check_compile, compile_network, contiguous, make_adamw, use_channels_last
+from dpnp_training.acceleration import align, compile_network, contiguous, make_adamw
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
 from dpnp_training.ema import EMASettings, make_ema, make_profiles, restore, saved

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dpnp_inference.acceleration import BatchSize, chains_together, in_batches
 from dpnp_inference.dpnp import SamplingError, Sweep, image_shape_of
 from dpnp_inference.gibbs import OnSweep, describe_step
 from dpnp_inference.posterior import Posterior
@@ -142,7 +143,7 @@ class Baseline(ABC):
         seed: int,
         draws: int = 1,
         thin: int = 1,
-        batch_size: int | None = None,
+        batch_size: BatchSize = None,
         on_sweep: OnSweep | None = None,
     ) -> Posterior:
         """Run independent chains.
@@ -153,8 +154,9 @@ class Baseline(ABC):
             seed: not negative; chain i's randomness depends on ``(seed, i)`` only.
             draws: draws of each chain; 1, except for samplers that are Markov chains.
             thin: 1, except for samplers that are Markov chains.
-            batch_size: chains that run together, all by default; it changes memory and speed, not the draws (up to the
-                rounding of floating-point sums).
+            batch_size: chains that run together, all by default; ``auto`` runs all, with as many images in a network call as fit the
+                memory (of no use to a sampler that differentiates through its calls: what they keep adds up). It changes memory
+                and speed, not the draws (up to the rounding of floating-point sums).
             on_sweep: called after each step, with its noise level σ in place of the coupling.
 
         Returns:
@@ -164,16 +166,15 @@ class Baseline(ABC):
             ValueError: an argument out of range, or a measurement that does not fit the forward model.
             SamplingError: a chain has left the finite numbers.
         """
-        size = chains if batch_size is None else batch_size
         for name, value, least in (
             ("chains", chains, 1),
             ("seed", seed, 0),
             ("draws", draws, 1),
             ("thin", thin, 1),
-            ("batch_size", size, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
+        size = chains_together(batch_size, chains)
         self._check_draws(draws, thin)
         self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
@@ -181,7 +182,8 @@ class Baseline(ABC):
         samples, runs = [], []
         for first in range(0, chains, size):
             batch = range(first, min(first + size, chains))
-            run = Run(self.prior, ChainGenerators(seed, batch), batch, draws, self.reports, self.advice, on_sweep)
+            prior = in_batches(self.prior, "auto" if batch_size == "auto" else size, len(batch))
+            run = Run(prior, ChainGenerators(seed, batch), batch, draws, self.reports, self.advice, on_sweep)
             with torch.no_grad():
                 samples.append(self._run(y, run).cpu())
             runs.append(run)

@@ -17,7 +17,7 @@ from dpnp_inference.files import MARKER
 log = logging.getLogger(__name__)
 
 # what a check's pairs do not depend on: these change speed only, and more pairs are more of the same
-SAME_PAIRS = ("pairs", "batch_size", "device", "output", "overwrite", "trusted_modules")
+SAME_PAIRS = ("pairs", "batch_size", "compile", "channels_last", "device", "output", "overwrite", "trusted_modules")
 
 
 @dataclass

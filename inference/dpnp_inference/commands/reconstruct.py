@@ -272,6 +272,8 @@ def share_out(settings: Reconstruction) -> None:
             f"processes = {settings.processes}: particles of a population and chains with replicas depend on each other, and run in one "
             "process"
         )
+    if settings.batch_size == "auto":
+        raise ValueError(f"processes = {settings.processes} share out batches of chains; batch_size = 'auto' does not say their size")
     if settings.extend:
         raise ValueError(f"processes = {settings.processes}: a run is extended by one process")
     settings.batch_size = settings.batch_size or max(1, math.ceil(settings.chains / settings.processes))

@@ -10,6 +10,7 @@ from deepinv.physics import Physics
 from deepinv.utils import TensorList
 from torch import Tensor
 
+from dpnp_inference.acceleration import BatchSize
 from dpnp_inference.annealing import Annealing
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.deepinv.likelihood import from_physics, measurement
@@ -101,7 +102,7 @@ class DPnPReconstructor(models.Reconstructor):  # type: ignore[misc]  # deepinv 
         draws: int = 1,
         thin: int = 1,
         seed: int = 0,
-        batch_size: int | None = None,
+        batch_size: BatchSize = None,
         image_shape: tuple[int, int, int] | None = None,
         physical_range: tuple[float, float] = (0.0, 1.0),
         noise: Noise | None = None,

@@ -90,18 +90,22 @@ class MALA:
         log_l, gradient = value_and_gradient(state.forward_model, z, state.y)
         gradient = torch.where(torch.isfinite(gradient), gradient, 0.0)  # of a start that no proposal led to
         accepted, non_finite = torch.zeros_like(log_s), torch.zeros_like(log_s)
+        distance = square(z - x)
         for i in range(adapt + self.steps):
-            s = as_column(log_s.exp(), x)
-            a = torch.exp(-s)
-            b, c = -(eta**2) * torch.expm1(-s), eta * (-torch.expm1(-2 * s)).sqrt()
-            mean = a * z + (1 - a) * x + b * gradient
+            if i <= adapt:  # the step sizes are new
+                s = as_column(log_s.exp(), x)
+                a = torch.exp(-s)
+                b, c = -(eta**2) * torch.expm1(-s), eta * (-torch.expm1(-2 * s)).sqrt()
+                pull, twice_variance = (1 - a) * x, 2 * c.flatten() ** 2
+                mean = a * z + pull + b * gradient
             z_new = mean + c * generator.normal_like(x)
             log_l_new, gradient_new = value_and_gradient(state.forward_model, z_new, state.y)
-            mean_back = a * z_new + (1 - a) * x + b * gradient_new
+            mean_back = a * z_new + pull + b * gradient_new
+            distance_new = square(z_new - x)
             # log of π(z') q(z | z') / (π(z) q(z' | z)), π(z) = L(z) N(z; x, η² I)
             log_ratio = log_l_new - log_l
-            log_ratio += (square(z - x) - square(z_new - x)) / (2 * eta**2)
-            log_ratio += (square(z_new - mean) - square(z - mean_back)) / (2 * c.flatten() ** 2)
+            log_ratio += (distance - distance_new) / (2 * eta**2)
+            log_ratio += (square(z_new - mean) - square(z - mean_back)) / twice_variance
             u = generator.uniform(dtype=x.dtype, device=x.device)
             finite = all_finite(log_l_new, gradient_new)
             # a chain that starts where the likelihood is zero or undefined takes the first finite proposal
@@ -110,7 +114,9 @@ class MALA:
             keep = as_column(accept, x)
             z = torch.where(keep, z_new, z)
             gradient = torch.where(keep, gradient_new, gradient)
+            mean = torch.where(keep, mean_back, mean)
             log_l = torch.where(accept, log_l_new, log_l)
+            distance = torch.where(accept, distance_new, distance)
             if i < adapt:  # Robbins-Monro on the log of the step size
                 probability = torch.where(finite, log_ratio.clamp(max=0).exp().nan_to_num(1.0), 0.0)
                 probability = torch.where(bad, 1.0, probability)  # such a start is left by large steps
