@@ -157,6 +157,8 @@ class Supervisor:
                 process.terminate()
             for process in self.processes.values():
                 process.wait()
+                if process.stdin is not None:
+                    process.stdin.close()
 
     def _start(self, i: int) -> None:
         told = json.dumps({**vars(self.shares[i]), "arguments": list(self.arguments)})
