@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpnp_inference.checkpoint import LATEST, PREVIOUS, Checkpoints, FolderLock, RunError
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
-from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP
+from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP, SamplingError
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.fingerprint import differences
 from dpnp_inference.metrics import coverage, psnr, ssim
@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
         """What is to be drawn."""
         return self.dpnp.task(
             self.y,
-            range(settings.chains),
+            settings.chains,
             settings.seed,
             settings.draws,
             settings.thin,
@@ -149,7 +149,11 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
     with FolderLock(state_folder(output)) as lock:
         if settings.fresh:
             throw_away(lock.folder)
-        posterior = sample(settings, task, arguments, lock.folder, before)
+        try:
+            posterior = sample(settings, task, arguments, lock.folder, before)
+        except SamplingError:  # which would come again
+            throw_away(lock.folder)
+            raise
         scores = (
             {}
             if truth is None
@@ -200,6 +204,7 @@ def sample(
     Raises:
         RunError: ``folder`` holds the state of a run of other settings.
         SamplingError: sampling broke down.
+        RuntimeError: a process has died too often.
     """
     dpnp = task.sampler
     checkpoints = Checkpoints(folder, dpnp.settings(task), every=settings.checkpoint_every)
