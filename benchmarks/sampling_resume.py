@@ -29,7 +29,8 @@ from dpnp_inference.posterior import Posterior
 COMMAND = [
     "--chains=4",
     "--batch_size=2",
-    "--draws=12",
+    "--draws=3",
+    "--thin=4",
     "--proximal=dpnp_inference.MALA",
     "--proximal.steps=3",
     "--proximal.warmup=3",
@@ -79,7 +80,7 @@ def kill_at_random(folder: Path, processes: int, kills: int, seed: int) -> list[
     draw, hit = random.Random(seed), list[str]()
     process = start(folder, "killed", processes)
     for _ in range(kills):
-        states, iterations = written(folder), draw.randint(1, 4)
+        states, iterations = written(folder), draw.randint(1, 3)
         who, delay = draw.randrange(processes + 1 if processes > 1 else 1), draw.uniform(0, 0.3)
         while iterations and process.poll() is None:
             now = written(folder)

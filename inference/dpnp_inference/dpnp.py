@@ -170,7 +170,7 @@ class DPnP:
         """
         if isinstance(extend, str | Path):
             extend = Posterior.load(extend)
-        task = self.task(y, range(chains), seed, draws, thin, batch_size, keep, on_sweep)
+        task = self.task(y, chains, seed, draws, thin, batch_size, keep, on_sweep)
         if checkpoint is None:
             return self.finish(self.advance(task, None, extend), keep_state=keep_state)
         folder = Path(checkpoint)
@@ -181,7 +181,7 @@ class DPnP:
     def task(
         self,
         y: Tensor,
-        chains: range,
+        chains: int,
         seed: int,
         draws: int = 1,
         thin: int = 1,
@@ -189,13 +189,8 @@ class DPnP:
         keep: Keep = "all",
         on_sweep: OnSweep | None = None,
     ) -> Task:
-        """What :meth:`sample` is to do, checked; arguments and errors as there, but that ``chains`` may be some of all."""
-        for name, value, least in (
-            ("chains", len(chains), 1),
-            ("draws", draws, 1),
-            ("thin", thin, 1),
-            ("seed", seed, 0),
-        ):
+        """What :meth:`sample` is to do, checked; arguments and errors as there."""
+        for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("thin", thin, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
         together = chains_together(batch_size, len(chains))
@@ -203,7 +198,11 @@ class DPnP:
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
         y = self.forward_model.homogeneous_measurement(y, self.blank(1))
         store = DrawStore(keep, self.image_shape, chains=chains, draws=draws, dtype=self.dtype)
+<<<<<<< HEAD
         return Task(self, y, chains, seed, draws, thin, together, store, on_sweep, fit_memory=batch_size == "auto")
+=======
+        return Task(self, y, range(chains), seed, draws, thin, batch_size or chains, store, on_sweep)
+>>>>>>> refs/heads/runs
 
     def settings(self, task: Task) -> State:
         """All that the draws of a task depend on, JSON-able; to be compared with those that a state was written under."""
@@ -235,7 +234,7 @@ class DPnP:
         Args:
             task: what is to be drawn; its store takes the draws.
             checkpoints: where states are, and go to.
-            extend: what to go on with where there is no state.
+            extend: what to go on with, where there is no state of its extension yet.
 
         Returns:
             The run, done.
@@ -245,12 +244,13 @@ class DPnP:
         """
         start, run = time.perf_counter(), make_run(task)
         state = checkpoints.load() if checkpoints is not None else None
+        earlier = extending(extend, self.settings(task), task.store) if extend is not None else None
         if state is not None:
             run.load_state_dict(state["run"])
             task.store.load_state_dict(state["store"])
             run.seconds = state["seconds"]
-        elif extend is not None:
-            run.load_state_dict(extending(extend, self.settings(task), task.store)["run"])
+        elif extend is not None and earlier is not None:
+            run.load_state_dict(earlier["run"])
             run.seconds = extend.diagnostics["seconds"]
         if run.iteration:
             of = f" of {run.iterations}" if run.iterations else ""

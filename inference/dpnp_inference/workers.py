@@ -81,7 +81,8 @@ def sample_in_processes(
 
     Raises:
         RunError: the folder holds the state of another run.
-        SamplingError: a worker has broken down, or has died too often.
+        SamplingError: a worker's sampling has broken down.
+        RuntimeError: a worker has died too often, or met another error.
     """
     parts = shared_out(len(task.chains), task.batch_size, processes)
     log.info("%d processes, chains %s", len(parts), ", ".join(f"{part.start}-{part.stop - 1}" for part in parts))
@@ -97,7 +98,7 @@ def sample_in_processes(
     for part, checkpoints in zip(parts, saved, strict=True):
         state = checkpoints.load()
         if state is None:
-            raise SamplingError(f"the worker of chains {part.start}-{part.stop - 1} has left no state in {folder}")
+            raise RuntimeError(f"the worker of chains {part.start}-{part.stop - 1} has left no state in {folder}")
         store = _store(task, part)
         store.load_state_dict(state["store"])
         task.store.take(store.samples, store.statistics, part, task.draws)
@@ -137,7 +138,7 @@ class Supervisor:
         """Until all are done.
 
         Raises:
-            SamplingError: one has broken down, or died too often; the others are ended.
+            SamplingError, RuntimeError: as above; the others are ended.
         """
         try:
             for i in range(len(self.shares)):
@@ -147,7 +148,8 @@ class Supervisor:
                 if message is None:
                     self._ended(i)
                 elif "error" in message:
-                    raise SamplingError(f"process {i}: {message['error']}")
+                    kind = SamplingError if message["kind"] == SamplingError.__name__ else RuntimeError
+                    raise kind(f"process {i}: {message['error']}")
                 else:
                     self.restarts[i] = 0
                     if self.on_sweep is not None:
@@ -157,6 +159,8 @@ class Supervisor:
                 process.terminate()
             for process in self.processes.values():
                 process.wait()
+                if process.stdin is not None:
+                    process.stdin.close()
 
     def _start(self, i: int) -> None:
         told = json.dumps({**vars(self.shares[i]), "arguments": list(self.arguments)})
@@ -183,7 +187,7 @@ class Supervisor:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         self.restarts[i] += 1
         if self.restarts[i] > RESTARTS:
-            raise SamplingError(
+            raise RuntimeError(
                 f"process {i} {how}, {self.restarts[i]} times without an iteration in between; its state is kept, to go on with"
             )
         log.warning("process %d %s; it is started again from its last state", i, how)
@@ -248,7 +252,7 @@ def main() -> None:
         options.device, options.batch_size = _device(options.device, share.number), share.batch_size
         work(prepare(options).task(options), share)
     except (RunError, SamplingError, ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
         sys.exit(1)
 
 

@@ -73,7 +73,7 @@ def refused(arguments: list[str]) -> str:
 
 
 def test_after_kill_minus_nine_the_same_command_goes_on(caplog):
-    command = [*FAST, "--output", "out", "--draws", "8"]
+    command = [*FAST, "--output", "out", "--draws", "3", "--thin", "3"]
     process = subprocess.Popen([sys.executable, "-c", RUN, *command])
     try:
         while not Path(STATE, LATEST).exists():
@@ -86,9 +86,9 @@ def test_after_kill_minus_nine_the_same_command_goes_on(caplog):
     with caplog.at_level(logging.INFO):
         main(command)
     assert "going on after iteration" in caplog.text
-    assert "of 18" in caplog.text
+    assert "of 16" in caplog.text
     assert os.listdir() == ["out"]
-    main([*FAST, "--output", "whole", "--draws", "8"])
+    main([*FAST, "--output", "whole", "--draws", "3", "--thin", "3"])
     assert torch.equal(samples("out"), samples("whole"))
     assert Posterior.load("out").diagnostics["network_calls"] == Posterior.load("whole").diagnostics["network_calls"]
 
@@ -144,11 +144,11 @@ def test_draws_and_chains_are_added(monkeypatch):
 
 
 def test_statistics_in_place_of_draws():
-    main([*FAST, "--output", "out", "--draws", "6", "--keep", "statistics"])
+    main([*FAST, "--output", "out", "--draws", "3", "--keep", "statistics"])
     posterior = Posterior.load("out")
     assert posterior.samples.shape[:2] == (4, 1)
-    assert posterior.statistics.count == 24
-    main([*FAST, "--output", "all", "--draws", "6"])
+    assert posterior.statistics.count == 12
+    main([*FAST, "--output", "all", "--draws", "3"])
     torch.testing.assert_close(posterior.mean, Posterior.load("all").mean)
 
 

@@ -180,7 +180,7 @@ def test_batches_that_do_not_match_change_rounding_only():
     assert torch.equal(more.samples[:4], first.samples)
 
 
-def test_statistics_are_extended():
+def test_statistics_are_extended(tmp_path):
     how = {**HOW, "keep": "statistics"}
     whole, first = sampler().sample(Y, **how), sampler().sample(Y, **{**how, "chains": 3, "draws": 2})
     more = sampler().sample(Y, **how, extend=first)
@@ -188,6 +188,9 @@ def test_statistics_are_extended():
     torch.testing.assert_close(more.mean, whole.mean)
     torch.testing.assert_close(more.std, whole.std)
     assert more.statistics.count == CHAINS * DRAWS
+    resumed, times = interrupted(sampler, tmp_path, **how, extend=first)
+    assert times >= 1
+    assert_same(more, resumed)
 
 
 def test_what_cannot_be_extended_is_refused():

@@ -19,7 +19,7 @@ from dpnp_inference.baselines.common import Baseline
 from dpnp_inference.checkpoint import LATEST, PREVIOUS, Checkpoints, FolderLock, RunError
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
 from dpnp_inference.diagnostics import Diagnosis
-from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP
+from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP, SamplingError
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.fingerprint import differences
 from dpnp_inference.finished_run import DISPLAY
@@ -110,7 +110,7 @@ class Prepared(NamedTuple):
             raise TypeError(f"{type(self.dpnp).__name__} has no state that a run could go on from")
         return self.dpnp.task(
             self.y,
-            range(settings.chains),
+            settings.chains,
             settings.seed,
             settings.draws,
             settings.thin,
@@ -170,20 +170,24 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
     with FolderLock(state_folder(output)) as lock:
         if settings.fresh:
             throw_away(lock.folder)
-        with ProgressBar(chains=settings.chains) as progress:
-            posterior = (
-                dpnp.sample(
-                    y,
-                    chains=settings.chains,
-                    seed=settings.seed,
-                    draws=settings.draws,
-                    thin=settings.thin,
-                    batch_size=settings.batch_size,
-                    on_sweep=progress,
+        try:
+            with ProgressBar(chains=settings.chains) as progress:
+                posterior = (
+                    dpnp.sample(
+                        y,
+                        chains=settings.chains,
+                        seed=settings.seed,
+                        draws=settings.draws,
+                        thin=settings.thin,
+                        batch_size=settings.batch_size,
+                        on_sweep=progress,
+                    )
+                    if task is None
+                    else sample(settings, task, arguments, lock.folder, before, progress)
                 )
-                if task is None
-                else sample(settings, task, arguments, lock.folder, before, progress)
-            )
+        except SamplingError:  # which would come again
+            throw_away(lock.folder)
+            raise
         scores = (
             {}
             if truth is None
@@ -235,6 +239,7 @@ def sample(
     Raises:
         RunError: ``folder`` holds the state of a run of other settings.
         SamplingError: sampling broke down.
+        RuntimeError: a process has died too often.
     """
     dpnp = task.sampler
     checkpoints = Checkpoints(folder, dpnp.settings(task), every=settings.checkpoint_every)
@@ -273,7 +278,9 @@ def share_out(settings: Reconstruction) -> None:
             "process"
         )
     if settings.batch_size == "auto":
-        raise ValueError(f"processes = {settings.processes} share out batches of chains; batch_size = 'auto' does not say their size")
+        raise ValueError(
+            f"processes = {settings.processes} share out batches of chains; batch_size = 'auto' does not say their size"
+        )
     if settings.extend:
         raise ValueError(f"processes = {settings.processes}: a run is extended by one process")
     settings.batch_size = settings.batch_size or max(1, math.ceil(settings.chains / settings.processes))
