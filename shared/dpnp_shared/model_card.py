@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -64,30 +65,41 @@ def front_matter(card: PriorCard) -> dict[str, Any]:
     return matter
 
 
-def markdown(card: PriorCard, *, weights: str, picture: str | None = None) -> str:
+def markdown(
+    card: PriorCard,
+    *,
+    weights: str,
+    picture: str | None = None,
+    intro: str | None = None,
+    usage: str | None = None,
+    rows: Sequence[tuple[str, str]] = (),
+) -> str:
     """The whole README.
 
     Args:
         card: what to say.
         weights: name of the weights' file.
         picture: name of a picture of samples in the same folder.
+        intro: first sentence, by default that of a prior.
+        usage: how to use it, by default that of a prior.
+        rows: further rows of the table of provenance.
     """
     parts = [
         "---\n" + yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True) + "---",
         f"# {card.name}",
-        "An unconditional score network: the denoiser `D(x; σ)` of images like those it was trained on, for posterior sampling with DPnP "
-        "(`dpnp-imaging`).",
+        INTRO if intro is None else intro,
     ]
     if picture is not None and picture not in card.notes:
         parts.append(f"![Unconditional samples]({picture})")
     parts += ["## Range and limits", _range(card), "## Measured", _measured(card)]
     parts += ["## Provenance", _table([
+        *rows,
         ("data", card.dataset),
         ("licence", card.license),
         *((key, f"`{value}`") for key, value in card.training.items()),
         ("weights", f"`{weights}`, SHA-256 `{card.sha256}`"),
     ])]  # fmt: skip
-    parts += ["## Use", USAGE]
+    parts += ["## Use", USAGE if usage is None else usage]
     return "\n\n".join([*parts, *([card.notes.strip()] if card.notes.strip() else [])]) + "\n"
 
 
@@ -137,6 +149,11 @@ def _measured(card: PriorCard) -> str:
         )
     return "\n\n".join(parts) if parts else "No figure was recorded."
 
+
+INTRO = (
+    "An unconditional score network: the denoiser `D(x; σ)` of images like those it was trained on, for posterior sampling with DPnP "
+    "(`dpnp-imaging`)."
+)
 
 USAGE = """```bash
 dpnp-reconstruct --prior PRIOR --measurement y.npy --operator camera.py:Camera --noise dpnp_shared.noise.GaussianNoise --noise.sigma 0.05
