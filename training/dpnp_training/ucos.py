@@ -71,27 +71,40 @@ class TaskObjective(nn.Module):
         self.words = {"operator": repr(settings.operator), "noise": repr(settings.noise), "rank": self.gram.rank}
         self.task.float()
 
+    @torch.no_grad()
+    def measure(self, x_0: Tensor, *, generator: torch.Generator, share: Share) -> Tensor:
+        r""":math:`A^T \Gamma^{-1} y` of a measurement of each image.
+
+        Args:
+            x_0: clean images ``(B, C, H, W)``.
+            generator: of the noise, on the device of ``x_0``; the same for all shares of a batch.
+            share: which images of the whole batch these are.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        y = self.task.operator(x_0)
+        w = share.normal_like(y, generator)
+        if y.is_complex():
+            w = w * 2**0.5  # PyTorch's complex normal has variance 1/2 in each part
+        noise, adjoint = self.task.noise, self.task.operator.adjoint
+        return adjoint(noise.precision_mul(y + noise.sqrt_mul(w)))
+
     def denoiser(
         self, network: nn.Module, x_0: Tensor, *, generator: torch.Generator, share: Share
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Measure each image, and give the denoiser of its posterior.
+        """The denoiser of each image's own posterior, given a measurement as :meth:`measure` draws it, from the same arguments.
 
         Args:
             network: that is trained.
             x_0: clean images ``(B, C, H, W)``.
-            generator: of the measurements' noise, on the device of ``x_0``; the same for all shares of a batch.
+            generator: of the noise.
             share: which images of the whole batch these are.
 
         Returns:
-            ``D(x; σ)`` of ``x`` ``(B, C, H, W)``, the noisy version of these images in the same order, and σ ``(B,)``.
+            ``D(x; σ)`` of ``x`` ``(B, C, H, W)``, noisy versions of these images in the same order, and σ ``(B,)``.
         """
-        with torch.no_grad():
-            y = self.task.operator(x_0)
-            w = share.normal_like(y, generator)
-            if y.is_complex():
-                w = w * 2**0.5  # PyTorch's complex normal has variance 1/2 in each part
-            noise = self.task.noise
-            back = self.task.operator.adjoint(noise.precision_mul(y + noise.sqrt_mul(w)))
+        back = self.measure(x_0, generator=generator, share=share)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             m = x / expand_sigma(sigma, x) ** 2 + back
