@@ -112,7 +112,7 @@ def test_the_start_is_where_the_prior_is_forgotten():
     assert sampler(horizon=9.0).horizon == pytest.approx(9.0)
     with pytest.raises(ValueError, match="horizon = 2; the prior's spread"):  # the released code's
         sampler(horizon=2.0)
-    with pytest.raises(ValueError, match="horizon = 0.0"):
+    with pytest.raises(ValueError, match=r"horizon = 0.0"):
         sampler(horizon=0.0)
     with pytest.raises(ValueError, match="steps = 0"):
         sampler(steps=0)
