@@ -29,8 +29,8 @@ from PIL import Image
 from runner import parser, run_cells
 from torch import Tensor
 
-from dpnp_inference.cli import BUNDLED
 from dpnp_inference.cli import main as dpnp_reconstruct
+from dpnp_inference.configuration import BUNDLED
 from dpnp_inference.files import read_tensor
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.report import draw_picture
@@ -171,7 +171,12 @@ def _figures(run: Path) -> dict[str, Any]:
     accepted = [sweep["acceptance"] for sweep in sweeps if sweep["eta"] == last and "acceptance" in sweep]
     return {
         "model": ", ".join(record[part].split("(")[0] for part in ("operator", "noise")),
-        "proximal": diagnostics["proximal"].split("(")[0],
+        # of another solver its name, with what it has in place of a proximal sampler
+        "proximal": " ".join(
+            part.split("(")[0]
+            for part in (record["solver"], diagnostics.get("likelihood"), diagnostics.get("proximal"))
+            if part is not None and part != "DPnP"
+        ),
         "scores": record["scores"],
         "acceptance": sum(accepted) / len(accepted) if accepted else None,
         "network_calls": record["network_calls"],

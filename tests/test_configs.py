@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 TRAINING = sorted((ROOT / "configs" / "training").glob("*.yaml"))
-INFERENCE = sorted((ROOT / "configs" / "inference").glob("*.yaml"))
+INFERENCE = sorted((ROOT / "configs" / "inference").rglob("*.yaml"))
 # of callbacks, which all work on the one step that is taken
 FEW = {
     "SampleGrid": {"images": 4, "calls": 3},
@@ -56,15 +56,20 @@ def test_training_config_takes_a_step(config, tmp_path, monkeypatch):
     assert Path("run/prior/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("config", INFERENCE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", INFERENCE, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_inference_config_draws(config, tmp_path, monkeypatch):
     from dpnp_inference import gibbs
     from dpnp_inference.cli import main
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gibbs, "START_CALLS", 3)
-    few = ["--chains=4", "--annealing=dpnp_inference.Annealing"]
-    few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
+    solver = yaml.safe_load(config.read_text()).get("solver")
+    if solver:
+        few = ["--chains=4", "--solver.iterations=3", "--solver.steps=8"]
+        few += ["--solver.likelihood.steps=5"] * ("likelihood" in solver["init_args"])
+    else:
+        few = ["--chains=4", "--annealing=dpnp_inference.Annealing"]
+        few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
     if config.stem in {"population", "replica_exchange"}:  # their sweeps are many
         few += ["--dds=dpnp_inference.DDSDDIM", "--dds.calls=2"]
     if config.stem == "replica_exchange":
