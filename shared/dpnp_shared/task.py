@@ -343,15 +343,14 @@ class TaskCard(PriorCard):
 
     def markdown(self, picture: str | None = None) -> str:
         """The card as the README of its folder."""
-        intro = (
-            "A task-dependent denoiser `D(m; σ)` (UCoS, `dpnp-imaging`): it draws from the posterior of images like those it was trained "
-            "on, for **one forward operator and one noise level**, without applying the operator. It is no prior."
-        )
         rows = [(key, f"`{value}`") for key, value in self.task.items()]
-        return model_card.markdown(self, weights=WEIGHTS, picture=picture, intro=intro, usage=USAGE, rows=rows)
+        return model_card.markdown(self, weights=WEIGHTS, picture=picture, words=WORDS, rows=rows)
 
 
-USAGE = """```python
+WORDS = model_card.Words(
+    intro="A task-dependent denoiser `D(m; σ)` (UCoS, `dpnp-imaging`): it draws from the posterior of images like those it was trained on, "
+    "for **one forward operator and one noise level**, without applying the operator. It is no prior.",
+    usage="""```python
 from dpnp_inference.baselines import UCoS
 from dpnp_shared import Prior
 
@@ -360,7 +359,10 @@ posterior = UCoS(prior, forward_model, denoiser="FOLDER").sample(y, chains=20, s
 ```
 
 `forward_model` must be the one it was trained for, which is checked. Nothing in the folder is executed when it is loaded; its hashes are
-checked first."""
+checked first.""",
+    pipeline="image-to-image",
+    sizes="are refused",
+)
 
 
 class TrainedTaskDenoiser(TaskDenoiser):
