@@ -5,7 +5,7 @@
 
 The first measures time alone, with an untrained network of the same size if there is no trained one, since time does not depend on the
 weights. The map is eight-view tomography of 28 x 28 pixels; to be slow, it and its adjoint do their work a hundred times. In each round
-every solver runs with both maps, one directly after the other and in alternating order; the ratio is taken within a round.
+every solver runs with both maps on one core, one directly after the other and in alternating order; the ratio is taken within a round.
 The second adds, for the trained tasks and the first so many bundled test images, PSNR and SSIM of the posterior mean and how many pixels
 the 90% intervals cover. Finished cells are kept in ``benchmarks/results/ucos.json``; the table is written beside it.
 """
@@ -127,6 +127,7 @@ def run_cell(kind: str, task: str, name: str, number: int) -> dict[str, Any]:
             "calls": posterior.diagnostics["network_calls"],
             "seconds": posterior.diagnostics["seconds"],
         }
+    torch.set_num_threads(1)
     _, y = measure(task, 0)
     samplers = {slower: sampler(name, forward_model(task, slower), task, short=True) for slower in (1, SLOWER)}
     PRIOR(torch.zeros(TIMED_CHAINS, *SHAPE), 1.0)  # warm-up
@@ -148,8 +149,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for key, figures in results.items():
         cells.setdefault(tuple(key.split("/")[:3]), []).append(figures)
     lines = [
-        f"Time of {TIMED_CHAINS} draws with the map and with one that is {SLOWER} times slower, processor seconds, medians over rounds; "
-        "the ratio within a round, median (smallest to largest), of processor and of wall time. Calls of the map (adjoints count as "
+        f"Time of {TIMED_CHAINS} draws with the map and with one that is {SLOWER} times slower, on one core, in processor seconds, medians "
+        "over rounds; the ratio within a round, median (smallest to largest), of processor and of wall time. Calls of the map (adjoints count as "
         "one) and of the network, each for all chains at once. DPnP and DPS take fewer steps here than by default.\n",
         "| solver | rounds | network calls | map calls | seconds | with the slow map | ratio | ratio of wall times |",
         "|---|---|---|---|---|---|---|---|",
