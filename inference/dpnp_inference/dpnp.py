@@ -193,16 +193,14 @@ class DPnP:
         for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("thin", thin, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
-        together = chains_together(batch_size, len(chains))
+        together = chains_together(batch_size, chains)
         self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
         y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
         y = self.forward_model.homogeneous_measurement(y, self.blank(1))
         store = DrawStore(keep, self.image_shape, chains=chains, draws=draws, dtype=self.dtype)
-<<<<<<< HEAD
-        return Task(self, y, chains, seed, draws, thin, together, store, on_sweep, fit_memory=batch_size == "auto")
-=======
-        return Task(self, y, range(chains), seed, draws, thin, batch_size or chains, store, on_sweep)
->>>>>>> refs/heads/runs
+        return Task(
+            self, y, range(chains), seed, draws, thin, together, store, on_sweep, fit_memory=batch_size == "auto"
+        )
 
     def settings(self, task: Task) -> State:
         """All that the draws of a task depend on, JSON-able; to be compared with those that a state was written under."""

@@ -107,6 +107,11 @@ class GaussianPrior(Denoiser):
             self.mean[None], log_weights, self._root(), self.image_shape, forward_model, y, extra_noise
         )
 
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As a mixture of one: means ``(1, d)``, log weights ``(1,)``, and a square root ``(d, d)`` of the covariance."""
+        root = self._root()
+        return self.mean[None], self.mean.new_zeros(1), root if root.ndim == 2 else torch.diag(root)
+
     def _total_variance(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues of ``C + sigma^2 I``, ``(1 or B, d)``, and ``x - m`` ``(B, d)``."""
         self.check_sigma(sigma)
@@ -213,6 +218,13 @@ class GaussianMixturePrior(Denoiser):
         return LinearGaussianPosterior(
             self.means, self.log_weights, root, self.image_shape, forward_model, y, extra_noise
         )
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means ``(K, d)``, log weights ``(K,)``, and the square root ``(d, d)`` of the covariance of each component."""
+        root = math.sqrt(self.variance) * torch.eye(
+            self.means.shape[1], dtype=self.means.dtype, device=self.means.device
+        )
+        return self.means, self.log_weights, root
 
     def _logits(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""``x`` ``(B, d)``, :math:`\sigma^2` ``(1 or B, 1)`` and :math:`\log r_k + \text{const}` ``(B, K)``.

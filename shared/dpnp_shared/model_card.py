@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -29,6 +30,15 @@ DATASETS = {
 BAND = re.compile(r"^val/(mse|loss)/(?P<low>[\d.e+-]+?)-(?P<high>[\d.]+(?:e[+-]?\d+)?)$")
 
 
+class Words(NamedTuple):
+    """The text of a card around its figures: first paragraph, how to use it, the Hub's name of the task, and what other sizes do."""
+
+    intro: str
+    usage: str
+    pipeline: str
+    sizes: str
+
+
 def noise_bands(metrics: dict[str, float]) -> dict[tuple[float, float], dict[str, float]]:
     """Validation figures by band of σ: ``{(low, high): {"mse": …, "loss": …}}``, in rising order.
 
@@ -43,12 +53,12 @@ def noise_bands(metrics: dict[str, float]) -> dict[tuple[float, float], dict[str
     return dict(sorted(bands.items()))
 
 
-def front_matter(card: PriorCard) -> dict[str, Any]:
+def front_matter(card: PriorCard, pipeline: str) -> dict[str, Any]:
     """The Hub's metadata of a model: library, tags, licence and data sets."""
     first = re.split(r"[\s,;(]", card.license.strip(), maxsplit=1)[0].lower()
     matter: dict[str, Any] = {
         "library_name": "dpnp-imaging",
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": pipeline,
         "tags": ["diffusion", "score-based", "inverse-problems", "prior"],
     }
     if first in LICENSES:
@@ -64,30 +74,40 @@ def front_matter(card: PriorCard) -> dict[str, Any]:
     return matter
 
 
-def markdown(card: PriorCard, *, weights: str, picture: str | None = None) -> str:
+def markdown(
+    card: PriorCard,
+    *,
+    weights: str,
+    picture: str | None = None,
+    words: Words | None = None,
+    rows: Sequence[tuple[str, str]] = (),
+) -> str:
     """The whole README.
 
     Args:
         card: what to say.
         weights: name of the weights' file.
         picture: name of a picture of samples in the same folder.
+        words: the text around the figures, by default that of a prior.
+        rows: further rows of the table of provenance.
     """
+    words = words if words is not None else PRIOR
     parts = [
-        "---\n" + yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True) + "---",
+        "---\n" + yaml.safe_dump(front_matter(card, words.pipeline), sort_keys=False, allow_unicode=True) + "---",
         f"# {card.name}",
-        "An unconditional score network: the denoiser `D(x; σ)` of images like those it was trained on, for posterior sampling with DPnP "
-        "(`dpnp-imaging`).",
+        words.intro,
     ]
     if picture is not None and picture not in card.notes:
         parts.append(f"![Unconditional samples]({picture})")
-    parts += ["## Range and limits", _range(card), "## Measured", _measured(card)]
+    parts += ["## Range and limits", _range(card, words.sizes), "## Measured", _measured(card)]
     parts += ["## Provenance", _table([
+        *rows,
         ("data", card.dataset),
         ("licence", card.license),
         *((key, f"`{value}`") for key, value in card.training.items()),
         ("weights", f"`{weights}`, SHA-256 `{card.sha256}`"),
     ])]  # fmt: skip
-    parts += ["## Use", USAGE]
+    parts += ["## Use", words.usage]
     return "\n\n".join([*parts, *([card.notes.strip()] if card.notes.strip() else [])]) + "\n"
 
 
@@ -95,7 +115,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 
 
-def _range(card: PriorCard) -> str:
+def _range(card: PriorCard, sizes: str) -> str:
     c, h, w = card.image_shape
     (low, high), (first, last) = card.value_range, card.source_range
     facts = _table([
@@ -106,8 +126,8 @@ def _range(card: PriorCard) -> str:
     ])  # fmt: skip
     return (
         f"{facts}\n\nIt knows the images of its data set and no others: a posterior is as good as the assumption that the imaged object "
-        f"resembles them. Noise levels outside of the range are refused. Heights and widths other than {h} x {w} run where the network "
-        f"allows it, and were not seen in training. Draws are not clipped to [{low:g}, {high:g}]."
+        f"resembles them. Noise levels outside of the range are refused. Heights and widths other than {h} x {w} {sizes}. "
+        f"Draws are not clipped to [{low:g}, {high:g}]."
     )
 
 
@@ -152,3 +172,11 @@ posterior = DPnP(prior, forward_model).sample(y, chains=20, seed=0)
 
 `PRIOR` is the path of this folder, or `organisation/name@commit` for one on the Hub. Nothing in the folder is executed when it is loaded;
 its hashes are checked first."""
+
+PRIOR = Words(
+    intro="An unconditional score network: the denoiser `D(x; σ)` of images like those it was trained on, for posterior sampling with DPnP "
+    "(`dpnp-imaging`).",
+    usage=USAGE,
+    pipeline="unconditional-image-generation",
+    sizes="run where the network allows it, and were not seen in training",
+)

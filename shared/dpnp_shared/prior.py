@@ -164,10 +164,7 @@ class Prior(Denoiser):
         Raises:
             PriorError: ``directory`` exists and is not a prior's folder, or a weight is not finite.
         """
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
-        if broken:
-            raise PriorError(f"{len(broken)} weights are not finite, the first is {broken[0]}; nothing was written")
+        weights = to_weights(self.network)
         description = {"network": describe(self.network), "preconditioning": describe(self.preconditioning)}
         self.card = write_folder(Path(directory), description, self.card, weights, files or {})
         return Path(directory)
@@ -200,6 +197,10 @@ class Prior(Denoiser):
         """
         folder, origin = _locate(str(path_or_hub_id), revision)
         config = read_config(folder)
+        if "task" in config.get("card", {}):
+            raise PriorError(
+                f"{folder} holds a task-dependent denoiser, which is no prior; dpnp_shared.task.TrainedTaskDenoiser loads it, for UCoS"
+            )
         try:
             card = PriorCard(**config["card"])
             network = build(config["network"], trusted_modules)
@@ -208,7 +209,7 @@ class Prior(Denoiser):
             raise PriorError(f"{folder / CONFIG}: {type(error).__name__}: {error}") from error
         if not isinstance(preconditioning, Preconditioning):
             raise PriorError(f"{folder / CONFIG}: {config['preconditioning']['class_path']} is not a Preconditioning")
-        stored = _load_weights(network, folder / WEIGHTS, card.sha256)
+        stored = load_weights(network, folder / WEIGHTS, card.sha256)
         network.to(dtype if dtype is not None else torch.promote_types(stored, torch.float32))
         prior = cls(network, preconditioning, card).eval().requires_grad_(False)
         prior.origin = origin
@@ -420,7 +421,20 @@ def release() -> str:
         return "(not installed)"
 
 
-def _load_weights(network: nn.Module, file: Path, expected_sha256: str) -> torch.dtype:
+def to_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors as a folder holds them.
+
+    Raises:
+        PriorError: a value is not finite.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise PriorError(f"{len(broken)} weights are not finite, the first is {broken[0]}; nothing was written")
+    return weights
+
+
+def load_weights(network: nn.Module, file: Path, expected_sha256: str) -> torch.dtype:
     """Load the weights after checking hash, keys, shapes and values; returns the precision they are stored in."""
     if not file.is_file():
         raise PriorError(f"{file} is missing; a prior is never used with random weights")

@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torchvision.utils import save_image
 
-from dpnp_shared.preconditioning import Preconditioning
+from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, PriorError, build
 from dpnp_shared.solvers import sample_unconditional
+from dpnp_shared.task import Gram, TaskCard, TrainedTaskDenoiser
 from dpnp_training.callbacks import image_grid, newest_picture
 from dpnp_training.post_hoc import Averages
 from dpnp_training.verify import precision_loss
@@ -23,8 +24,12 @@ Precision = Literal["float32", "float16", "bfloat16"]
 EMA_PREFIX = "ema.ema_model."
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, task: bool = False) -> dict[str, Any]:
     """A checkpoint written by training, without running any code stored in it.
+
+    Args:
+        path: the file.
+        task: whether it should be one of a task-dependent denoiser instead of one of a prior.
 
     Raises:
         PriorError: the file is missing or is not such a checkpoint.
@@ -37,6 +42,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise PriorError(f"checkpoint {path} cannot be read safely: {error}") from error
     if not isinstance(checkpoint, dict) or "prior" not in checkpoint:
         raise PriorError(f"checkpoint {path} holds no description of a prior; was it written by dpnp-train?")
+    if ("task" in checkpoint["prior"]["card"]) is not task:
+        kinds = "a prior", "a task-dependent denoiser (read by dpnp_training.export.task_from_checkpoint)"
+        raise PriorError(f"checkpoint {path} is of {kinds[not task]}, not of {kinds[task]}")
     return checkpoint
 
 
@@ -66,6 +74,48 @@ def prior_from_checkpoint(
     if sigma_rel is not None:
         use_width(prior, Averages(checkpoint, path), sigma_rel)
     return prior
+
+
+def task_from_checkpoint(file: str | Path, *, trusted_modules: Sequence[str] = ()) -> TrainedTaskDenoiser:
+    """Read the averaged task-dependent denoiser out of a checkpoint without running any code stored in it.
+
+    Args:
+        file: a ``.ckpt`` written by training with a task.
+        trusted_modules: modules outside of this package whose network may be imported.
+
+    Raises:
+        PriorError: the file is missing or is no such checkpoint.
+    """
+    checkpoint = read_checkpoint(Path(file), task=True)
+    card = TaskCard(**checkpoint["prior"]["card"])
+    preconditioning = build(checkpoint["prior"]["preconditioning"], ())
+    if not isinstance(preconditioning, EDM):
+        raise PriorError(f"checkpoint {file}: its preconditioning is not EDM")
+    denoiser = TrainedTaskDenoiser(
+        build(checkpoint["prior"]["network"], trusted_modules),
+        preconditioning,
+        Gram(card.image_shape, card.task["rank"]),
+        torch.zeros(*card.task["measurement"]),
+        torch.zeros(card.image_shape),
+        card,
+    )
+    names = {
+        EMA_PREFIX: "network.",
+        "task.gram.": "gram.",
+        "task.task.probe": "probe",
+        "task.task.offset_entries": "offset",
+    }
+    weights = {
+        new + key.removeprefix(old): value
+        for key, value in checkpoint["state_dict"].items()
+        for old, new in names.items()
+        if key.startswith(old)
+    }
+    try:
+        denoiser.load_state_dict(weights)
+    except RuntimeError as error:
+        raise PriorError(f"checkpoint {file}: {error}") from error
+    return denoiser.eval().requires_grad_(False)
 
 
 def main_average(checkpoint: Mapping[str, Any], path: Path, trusted_modules: Sequence[str] = ()) -> Prior:

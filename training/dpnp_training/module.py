@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from dpnp_shared.acceleration import check_compile, use_channels_last
 from dpnp_shared.preconditioning import EDM, Preconditioning
 from dpnp_shared.prior import Prior, PriorCard, denoise, describe
 from dpnp_shared.randomness import derive_seed
+from dpnp_shared.task import TaskCard, TrainedTaskDenoiser
 from dpnp_training.acceleration import align, compile_network, contiguous, make_adamw
 from dpnp_training.augment import informed
 from dpnp_training.data import DataDescription, ImageData
@@ -26,6 +27,7 @@ from dpnp_training.post_hoc import FOLDER
 from dpnp_training.scaling import Rule, check_rule, scaled_learning_rate
 from dpnp_training.sharding import FullySharded, blocks, check_strategy, shard, whole
 from dpnp_training.share import Share
+from dpnp_training.ucos import MeasurementTask, TaskObjective
 from dpnp_training.verify import record_of
 
 
@@ -49,9 +51,11 @@ class ScoreMatching(L.LightningModule):
         scale_learning_rate: how ``learning_rate`` grows with the global batch (images of one optimiser step): in proportion, with its
             square root, or not at all.
         reference_batch: global batch for which ``learning_rate`` is meant.
+        task: train the task-dependent denoiser of this measurement (UCoS) instead of a prior.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or augmentation together with a task.
+        TypeError: a task that is not linear Gaussian, or without EDM preconditioning.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ScoreMatching(L.LightningModule):
         fused: bool | Literal["auto"] = "auto",
         scale_learning_rate: Rule = "none",
         reference_batch: int | None = None,
+        task: MeasurementTask | None = None,
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or weight_decay < 0 or warmup_steps < 0:
@@ -87,6 +92,9 @@ class ScoreMatching(L.LightningModule):
         self.network = network
         self.preconditioning = preconditioning if preconditioning is not None else EDM()
         self.loss = loss if loss is not None else DenoisingScoreMatching()
+        if task is not None and self.loss.augmentation is not None:
+            raise ValueError("loss.augmentation: a measurement task is trained on images as they are; leave it out")
+        self.task = None if task is None else TaskObjective(task, self.preconditioning)
         self.ema = make_ema(network, ema if ema is not None else EMASettings())
         self.profiles = make_profiles(network, ema if ema is not None else EMASettings())
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -116,6 +124,10 @@ class ScoreMatching(L.LightningModule):
             raise ValueError(
                 f"model.network.channels = {channels}, but the images have {self.data.image_shape[0]} channels "
                 f"(shape {self.data.image_shape})"
+            )
+        if self.data is not None and self.task is not None and self.task.task.image_shape != self.data.image_shape:
+            raise ValueError(
+                f"model.task.operator takes images {self.task.task.image_shape}, but the data's are {self.data.image_shape}"
             )
 
     def configure_model(self) -> None:
@@ -156,15 +168,25 @@ class ScoreMatching(L.LightningModule):
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
         """Loss of one batch of clean images ``(B, C, H, W)``."""
         parts = self.trainer.accumulate_grad_batches
+        share = self.share(x_0.shape[0], batch_idx % parts, parts)
+        step = self.current_epoch, batch_idx // parts
         loss = self.loss(
-            lambda x, sigma, *vector: denoise(informed(self.network, *vector), self.preconditioning, x, sigma),
+            self._denoiser(self.network, x_0, self.generator(3, *step), share),
             x_0,
-            generator=self.generator(0, self.current_epoch, batch_idx // parts),
-            share=self.share(x_0.shape[0], batch_idx % parts, parts),
+            generator=self.generator(0, *step),
+            share=share,
         )
         self.images_seen += x_0.shape[0] * self.trainer.world_size
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def _denoiser(
+        self, network: nn.Module, x_0: Tensor, generator: torch.Generator, share: Share
+    ) -> Callable[..., Tensor]:
+        """``D(x; σ)`` of a network; with a task that of the posteriors of these images, measured with noise from the generator."""
+        if self.task is not None:
+            return self.task.denoiser(network, x_0, generator=generator, share=share)
+        return lambda x, sigma, *vector: denoise(informed(network, *vector), self.preconditioning, x, sigma)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One optimiser step, then one of the moving averages."""
@@ -205,7 +227,15 @@ class ScoreMatching(L.LightningModule):
     # --- validation -----------------------------------------------------------------------------------------
 
     def denoise_ema(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """``D(x; σ)`` of the averaged network: ``x`` (B, C, H, W), ``sigma`` float or (B,)."""
+        """``D(x; σ)`` of the averaged network: ``x`` (B, C, H, W), ``sigma`` float or (B,).
+
+        Raises:
+            TypeError: a measurement task is trained, which has no such denoiser.
+        """
+        if self.task is not None:
+            raise TypeError(
+                "a task-dependent denoiser has no D(x; σ) without a measurement; take the callbacks that look at samples out"
+            )
         return denoise(self.ema.ema_model, self.preconditioning, x, sigma)
 
     def validation_step(self, x_0: Tensor, batch_idx: int) -> None:
@@ -214,10 +244,11 @@ class ScoreMatching(L.LightningModule):
         The noise is the same at every validation, so that curves can be compared; σ is uniform in log σ within a band.
         """
         n = x_0.shape[0]
-        losses = []
+        losses, share = [], self.share(x_0.shape[0])
         for band, (low, high) in enumerate(self.bands):
+            denoiser = self._denoiser(self.ema.ema_model, x_0, self.generator(4, batch_idx, band), share)
             sigma, error = error_in_band(
-                self.denoise_ema, x_0, (low, high), generator=self.generator(1, batch_idx, band), share=self.share(n)
+                denoiser, x_0, (low, high), generator=self.generator(1, batch_idx, band), share=share
             )
             loss = (self.loss.weight(sigma) * error).mean()
             losses.append(loss)
@@ -233,7 +264,7 @@ class ScoreMatching(L.LightningModule):
                 key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")
             }
             data = getattr(self.trainer, "datamodule", None)
-            if isinstance(data, ImageData):
+            if isinstance(data, ImageData) and self.task is None:  # `dpnp-prior verify` measures priors
                 self.validation = dataclasses.asdict(
                     record_of(
                         data,
@@ -262,20 +293,34 @@ class ScoreMatching(L.LightningModule):
             "optimiser steps": self.global_step,
             "torch": str(torch.__version__),
         }
-        return PriorCard(
+        card = PriorCard(
             **dataclasses.asdict(self.data),
             sigma_range=sigma_range,
             training=training,
             metrics=self.metrics,
             validation=self.validation,
         )
+        return card if self.task is None else self.task.card(card)
 
     def to_prior(self) -> Prior:
         """The averaged network as a prior.
 
         It shares the module's tensors, unless they are sharded: then it is a whole copy, and all processes must call this together.
+
+        Raises:
+            TypeError: a measurement task is trained; see :meth:`to_portable`.
         """
-        return Prior(whole(self.ema.ema_model, self.described["network"]), self.preconditioning, self.card())
+        portable = self.to_portable()
+        if not isinstance(portable, Prior):
+            raise TypeError("a task-dependent denoiser is no prior")
+        return portable
+
+    def to_portable(self) -> Prior | TrainedTaskDenoiser:
+        """What the training is for: a prior, or with a task its denoiser; as :meth:`to_prior`."""
+        network, card = whole(self.ema.ema_model, self.described["network"]), self.card()
+        if self.task is not None and isinstance(card, TaskCard):
+            return self.task.export(network, card)
+        return Prior(network, self.preconditioning, card)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an export needs, as plain values: no class is named that loading would have to import."""

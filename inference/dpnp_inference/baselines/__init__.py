@@ -9,5 +9,8 @@ from dpnp_inference.baselines.lgd_mc import LGDMC
 from dpnp_inference.baselines.nonlinear_ct import NonlinearCT
 from dpnp_inference.baselines.pigdm import PiGDM
 from dpnp_inference.baselines.pnp_dm import PnPDM, UnadjustedLangevin
+from dpnp_inference.baselines.ucos import UCoS
 
-__all__ = ["DAPS", "DDRM", "DPS", "LGDMC", "Baseline", "DiffPIR", "NonlinearCT", "PiGDM", "PnPDM", "UnadjustedLangevin"]
+__all__ = [
+    "DAPS", "DDRM", "DPS", "LGDMC", "Baseline", "DiffPIR", "NonlinearCT", "PiGDM", "PnPDM", "UCoS", "UnadjustedLangevin",
+]  # fmt: skip

@@ -176,8 +176,7 @@ class Baseline(ABC):
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
         size = chains_together(batch_size, chains)
         self._check_draws(draws, thin)
-        self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
-        y = y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
+        y = self._measured(y)
         start = time.perf_counter()
         samples, runs = [], []
         for first in range(0, chains, size):
@@ -206,6 +205,16 @@ class Baseline(ABC):
         posterior = Posterior(torch.cat(samples), diagnostics)
         posterior.diagnostics["convergence"] = posterior.convergence()
         return posterior
+
+    def _measured(self, y: Tensor) -> Tensor:
+        """What the chains need of the measurement: by default ``y`` itself, checked, on the sampler's device.
+
+        Raises:
+            TypeError: ``y`` is no tensor, or complex where the model is not.
+            ValueError: ``y`` does not fit the forward model.
+        """
+        self.forward_model.check_measurement(y, self.image_shape, dtype=self.dtype, device=self.device)
+        return y.to(device=self.device, dtype=self.dtype.to_complex() if y.is_complex() else self.dtype)
 
     def _check_draws(self, draws: int, thin: int) -> None:
         """Refuse what the sampler cannot give.

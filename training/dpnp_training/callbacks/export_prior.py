@@ -17,6 +17,8 @@ from dpnp_training.sharding import FullySharded
 class ExportPrior(Callback):
     """Writes the portable prior when training ends, interrupted training included, with the newest picture of samples.
 
+    A training for a measurement task leaves its denoiser in the prior's place.
+
     An interrupted sharded training leaves none: its processes can no longer put their shards together.
 
     Args:
@@ -43,7 +45,7 @@ class ExportPrior(Callback):
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, ScoreMatching) or not trainer.global_step:
             return
-        prior = pl_module.to_prior()
+        prior = pl_module.to_portable()
         if trainer.is_global_zero:
             if self.name is not None:
                 prior.card.name = self.name
