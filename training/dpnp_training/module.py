@@ -140,7 +140,8 @@ class ScoreMatching(L.LightningModule):
             parts: how many of them make up the whole batch.
         """
         world = self.trainer.world_size
-        return Share(count, count * world * parts, part * count * world + self.global_rank, world)
+        first = part * count * world + self.global_rank
+        return Share(count, count * world * parts, first, world, self.preconditioning.noise_field)
 
     @torch.no_grad()
     def on_train_start(self) -> None:

@@ -19,7 +19,7 @@ from dpnp_inference.gibbs import OnSweep
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.proximal import ProximalInfo
 from dpnp_inference.randomness import ChainGenerators
-from dpnp_shared.denoiser import Denoiser
+from dpnp_shared.denoiser import Denoiser, check_white
 from dpnp_shared.forward_model import ForwardModel
 
 TIMESTEPS, BETA_FIRST, BETA_LAST = 1000, 1e-4, 0.02  # the linear schedule of Ho et al. 2020
@@ -98,16 +98,21 @@ class Baseline(ABC):
         settings: what was chosen, JSON-able, for the record.
         schedule: the noise level, or the coupling, of each step, in image units.
         advice: what to do about chains that diverge.
+        takes_field: whether the prior's noise may be a random field.
 
     Raises:
         ValueError: an operator for another number of channels than the prior's.
+        TypeError: the prior is for noise that is not white, and the sampler needs white noise.
     """
 
     settings: dict[str, Any]
     schedule: list[float]
     advice: ClassVar[str]
+    takes_field: ClassVar[bool] = False
 
     def __init__(self, prior: Denoiser, forward_model: ForwardModel, dtype: torch.dtype) -> None:
+        if not self.takes_field:
+            check_white(prior, type(self).__name__)
         self.prior, self.forward_model, self.dtype = prior, forward_model, dtype
         self.device = next((t.device for t in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
         self.image_shape = image_shape_of(prior, forward_model)
