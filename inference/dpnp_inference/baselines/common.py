@@ -35,6 +35,7 @@ class Run:
         generator: one stream a chain.
         chains: indices of the chains.
         draws: wanted of each chain.
+        thin: steps from one draw to the next.
         steps: how many reports there will be.
         advice: what to do about chains that diverge.
         on_sweep: called at each report.
@@ -48,6 +49,7 @@ class Run:
     generator: ChainGenerators
     chains: range
     draws: int
+    thin: int
     steps: int
     advice: str
     on_sweep: OnSweep | None
@@ -178,7 +180,7 @@ class Baseline(ABC):
         samples, runs = [], []
         for first in range(0, chains, size):
             batch = range(first, min(first + size, chains))
-            run = Run(self.prior, ChainGenerators(seed, batch), batch, draws, self.reports, self.advice, on_sweep)
+            run = Run(self.prior, ChainGenerators(seed, batch), batch, draws, thin, self.reports, self.advice, on_sweep)
             with torch.no_grad():
                 samples.append(self._run(y, run).cpu())
             runs.append(run)
