@@ -36,13 +36,16 @@ class Preconditioning(nn.Module, ABC):
         hyperparameters: the constructor's arguments as JSON-able values, which is what a prior's folder stores.
         sigma_min: smallest noise level of the parametrisation, in image units.
         sigma_max: largest noise level of the parametrisation, in image units.
-        noise_field: law of the noise where it is not white.
     """
 
     hyperparameters: dict[str, Any]
     sigma_min: float
     sigma_max: float
-    noise_field: GaussianField | None = None
+
+    @property
+    def noise_field(self) -> GaussianField | None:
+        """The law of the noise where it is not white."""
+        return None
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
@@ -102,18 +105,21 @@ class FieldEDM(EDM):
         ValueError: a value out of range.
     """
 
-    noise_field: GaussianField
-
     def __init__(
         self, field: GaussianField, sigma_data: float = 0.5, sigma_min: float = 0.05, sigma_max: float = 20.0
     ) -> None:
         super().__init__(sigma_data, sigma_min, sigma_max)
-        self.noise_field = field
+        self.field = field
         self.hyperparameters = {"field": field, **self.hyperparameters}
+
+    @property
+    def noise_field(self) -> GaussianField:
+        """The law of the noise."""
+        return self.field
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """See :class:`Preconditioning`."""
-        return super().coefficients(self.noise_field.std * sigma)
+        return super().coefficients(self.field.std * sigma)
 
 
 class VE(Preconditioning):
