@@ -140,7 +140,9 @@ class FunctionSpaceLangevin(Baseline):
             if k == before:
                 curvature = torch.stack(seen).amax(0)
             step = self.rate / (alpha / -math.expm1(-tau) + curvature)
-            drift = self.field.covariance(value_and_gradient(self.forward_model, x, y)[1]) + alpha * self.score(tau, x, run)
+            drift = self.field.covariance(value_and_gradient(self.forward_model, x, y)[1]) + alpha * self.score(
+                tau, x, run
+            )
             following = noise()
             kick = (xi + following) / 2 if self.averaged else following
             x, xi = x + step * drift + (2 * step).sqrt() * kick, following

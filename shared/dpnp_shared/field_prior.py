@@ -56,7 +56,9 @@ class FieldPrior(Denoiser):
         if field.basis != noise.basis:
             raise ValueError(f"field is {field.basis} and noise {noise.basis}; they must have the same basis")
         if means is not None and field.basis != "neumann":
-            raise ValueError(f"means: only with basis 'neumann', whose modes are products of cosines; it is {field.basis!r}")
+            raise ValueError(
+                f"means: only with basis 'neumann', whose modes are products of cosines; it is {field.basis!r}"
+            )
         m = torch.zeros(1, 1, 1, dtype=torch.float64) if means is None else array_argument(means, "means")
         if m.ndim != 3 or m.numel() == 0:
             raise ValueError(f"means has shape {tuple(m.shape)}; allowed is (J, a, b)")
@@ -68,7 +70,9 @@ class FieldPrior(Denoiser):
         self.register_buffer("log_weights", (w / w.sum()).log())
         self.sigma_min, self.sigma_max = 0.0, math.inf
         ratio = field.eigenvalues(self.image_shape[1:]) / noise.eigenvalues(self.image_shape[1:])
-        self.spread = math.sqrt(float(ratio.max())) + float((m - m.mean(0)).square().sum((1, 2)).max().sqrt()) / noise.std
+        self.spread = (
+            math.sqrt(float(ratio.max())) + float((m - m.mean(0)).square().sum((1, 2)).max().sqrt()) / noise.std
+        )
 
     @property
     def noise_field(self) -> GaussianField:
@@ -108,7 +112,12 @@ class FieldPrior(Denoiser):
         return m
 
     def sample(
-        self, n: int, *, generator: torch.Generator, grid: tuple[int, int] | None = None, dtype: torch.dtype | None = None
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        grid: tuple[int, int] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Draw functions; the same generator gives the same ones on all square grids.
 

@@ -6,9 +6,14 @@ average over a patch, stands for what one would report.
 
 import math
 from functools import cache
+from importlib import import_module
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from dpnp_inference import DPnP
@@ -16,11 +21,12 @@ from dpnp_inference.baselines import DPS
 from dpnp_inference.function_space import FunctionSpaceLangevin, noise_level_of
 from dpnp_inference.pcn import PCN
 from dpnp_shared.analytic import GaussianPrior
+from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.field_prior import FieldPrior
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.gaussian_field import GaussianField
-from dpnp_shared.noise import GaussianNoise
-from dpnp_shared.operators import CubicAverages, LocalAverages
+from dpnp_shared.noise import GaussianNoise, Noise
+from dpnp_shared.operators import CubicAverages, LocalAverages, Operator
 
 GRIDS = (8, 16, 32)
 POINTS = [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75], [0.5, 0.5]]
@@ -64,12 +70,14 @@ def langevin(n: int, tau: float, averaged: bool = True, rate: float = 0.5) -> Te
         FieldPrior(Q, C, (1, n, n)), linear(n), tau_max=1.0, tau_min=tau, annealing=40, burn_in=160, rate=rate,
         averaged=averaged,
     )  # fmt: skip
-    return sampler.sample(Y, chains=64, seed=3, draws=60, thin=5).samples
+    return sampler.sample(Y, chains=64, seed=3, draws=30, thin=8).samples
 
 
 @cache
 def crank_nicolson(n: int) -> Tensor:
-    return PCN(FieldPrior(Q, C, (1, n, n)), linear(n), burn_in=300).sample(Y, chains=64, seed=4, draws=60, thin=10).samples
+    return (
+        PCN(FieldPrior(Q, C, (1, n, n)), linear(n), burn_in=200).sample(Y, chains=64, seed=4, draws=30, thin=15).samples
+    )
 
 
 def errors(samples: Tensor, mean: Tensor, variance: Tensor) -> tuple[float, float]:
@@ -148,12 +156,12 @@ def test_a_nonlinear_problem_agrees_with_crank_nicolson():
     model = ForwardModel(CubicAverages((1, n, n), POINTS, 0.1, cubic=1.0), GaussianNoise(SIGMA))
     prior = FieldPrior(C, C, (1, n, n))  # no bias from the floor
     y = Y + Y**3
-    reference = patch(PCN(prior, model, burn_in=500).sample(y, chains=64, seed=0, draws=60, thin=10).samples)
-    sampler = FunctionSpaceLangevin(prior, model, tau_max=1.0, annealing=50, burn_in=250, rate=0.3)
-    ours = patch(sampler.sample(y, chains=64, seed=1, draws=60, thin=5).samples)
+    reference = patch(PCN(prior, model, burn_in=1000).sample(y, chains=64, seed=0, draws=30, thin=30).samples)
+    sampler = FunctionSpaceLangevin(prior, model, tau_max=1.0, annealing=50, burn_in=400, rate=0.3)
+    ours = patch(sampler.sample(y, chains=64, seed=1, draws=30, thin=20).samples)
     error = math.sqrt(sum(float(g.mean(1).var()) / 64 for g in (reference, ours)))
     assert abs(float(ours.mean() - reference.mean())) < 3.5 * error
-    assert float(ours.std()) == pytest.approx(float(reference.std()), rel=0.1)
+    assert float(ours.std()) == pytest.approx(float(reference.std()), rel=0.12)
 
 
 def test_the_record_and_the_batches():
@@ -190,3 +198,19 @@ def test_what_does_not_fit_is_refused():
         FunctionSpaceLangevin(field, model, rate=2.5)
     with pytest.raises(ValueError, match=r"tau_max = 0\.01"):
         FunctionSpaceLangevin(field, model, tau_max=0.01)
+
+
+@pytest.mark.parametrize("name", ["averages", "darcy"])
+def test_the_configurations_describe_a_run(name):
+    root = Path(__file__).parents[2]
+    config = yaml.safe_load((root / f"configs/inference/function_space/{name}.yaml").read_text())
+    parser = ArgumentParser()
+    for key, kind in (("prior", Denoiser), ("operator", Operator), ("noise", Noise)):
+        parser.add_argument(f"--{key}", type=kind)
+    built = parser.instantiate(parser.parse_object({key: config[key] for key in ("prior", "operator", "noise")}))
+    module, _, solver = config["solver"]["class_path"].rpartition(".")
+    few = {name: 2 for name in config["solver"]["init_args"] if name != "rate"}
+    sampler = getattr(import_module(module), solver)(built.prior, ForwardModel(built.operator, built.noise), **few)
+    y = torch.from_numpy(np.load(root / config["measurement"]))
+    posterior = sampler.sample(y, chains=2, seed=0, draws=2)
+    assert posterior.samples.shape == (2, 2, 1, 32, 32)

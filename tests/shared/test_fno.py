@@ -33,7 +33,9 @@ def test_the_same_function_on_three_grids(basis):
     fine = field.resample(outputs[64], (16, 16))
     scale = float(fine.std())
     assert scale > 0.1
-    coarse, middle = (float((field.resample(outputs[n], (16, 16)) - fine).square().mean().sqrt()) / scale for n in (16, 32))
+    coarse, middle = (
+        float((field.resample(outputs[n], (16, 16)) - fine).square().mean().sqrt()) / scale for n in (16, 32)
+    )
     assert middle < 1e-3  # aliasing of the bends, which vanishes as the grid is refined
     assert middle < coarse < 0.05
 
@@ -62,6 +64,10 @@ def test_a_coarse_or_oblong_grid_and_half_precision(basis):
 
 
 def test_bad_arguments_are_named():
-    for changes, message in (({"width": 0}, "width = 0"), ({"embedding": 5}, "embedding = 5"), ({"basis": "sines"}, "basis = 'sines'")):
+    for changes, message in (
+        ({"width": 0}, "width = 0"),
+        ({"embedding": 5}, "embedding = 5"),
+        ({"basis": "sines"}, "basis = 'sines'"),
+    ):
         with pytest.raises(ValueError, match=message):
             network(**{"basis": "neumann", **changes})

@@ -22,7 +22,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("basis", BASES)
-@pytest.mark.parametrize("grid", [(7, 8), (8, 8), (1, 5)])
+@pytest.mark.parametrize("grid", [(7, 8), (8, 8), (1, 5), (129, 130)])
 def test_transforms_are_orthogonal(basis, grid):
     x = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator())
     c = forward_transform(x, basis)

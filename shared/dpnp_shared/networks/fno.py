@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import Tensor, nn
 
-from dpnp_shared.gaussian_field import Basis, check_basis, positions
+from dpnp_shared.gaussian_field import Basis, check_basis, cosines, positions
 from dpnp_shared.networks.unet import SinusoidalEmbedding
 
 
@@ -87,7 +87,9 @@ class FNO(nn.Module):
         waves = [torch.cos(math.pi * t) for t in (u, v)]
         if self.basis == "periodic":
             waves = [f(2 * math.pi * t) for f in (torch.cos, torch.sin) for t in (u, v)]
-        return torch.stack([t[:, None].expand(h, w) if i % 2 == 0 else t.expand(h, w) for i, t in enumerate(waves)])[None]
+        return torch.stack([t[:, None].expand(h, w) if i % 2 == 0 else t.expand(h, w) for i, t in enumerate(waves)])[
+            None
+        ]
 
 
 class Layer(nn.Module):
@@ -119,19 +121,11 @@ class Cosines(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """``(B, width, H, W)`` to the same; the transforms are in single precision at least."""
         x = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
-        rows, columns = (cosines(n, min(self.modes, n)).to(x) for n in x.shape[2:])  # (m1, H), (m2, W)
+        rows, columns = (cosines(n, min(self.modes, n), x.dtype, x.device) for n in x.shape[2:])  # (m1, H), (m2, W)
         c = rows @ x @ columns.T  # a product of matrices is faster than a whole transform
         weight = self.weight.to(c).unflatten(0, (self.modes, self.modes))[: len(rows), : len(columns)]
         mixed = torch.einsum("bixy,xyio->boxy", c, weight)
         return (rows.T @ mixed @ columns).to(h.dtype)
-
-
-def cosines(n: int, modes: int) -> Tensor:
-    """The lowest cosines on n pixels of a side, orthonormal there, ``(modes, n)`` in float64."""
-    k = torch.arange(modes, dtype=torch.float64)
-    c = math.sqrt(2 / n) * torch.cos(math.pi * k[:, None] * positions(n, "neumann"))
-    c[0] /= math.sqrt(2)
-    return c
 
 
 class Waves(nn.Module):
