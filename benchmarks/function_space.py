@@ -115,9 +115,9 @@ def change(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, float]:
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "The average over a patch, and the posterior mean's root-mean-square distance from pCN's on the finest grid and from its own on the "
-        "finest grid; in brackets what Monte Carlo error alone would show.\n",
-        "| problem | sampler | grid | patch | its posterior std | mean: from pCN | mean: from the finest grid | forward calls | network calls | seconds |",
+        "The average over a patch ± standard error, and how far the posterior mean is from pCN's on the finest grid and from its own "
+        "there (root mean square); in brackets what Monte Carlo error alone would show.\n",
+        "| problem | sampler | grid | patch | posterior std | mean, from pCN | from its own | forward calls | network calls | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for problem in PROBLEMS:

@@ -5,7 +5,8 @@ The prior is learned under the forward process :math:`dX = -\tfrac12 X\, dt + \s
 .. math:: S(t, x) = -\frac{x - e^{-t/2}\, E[X_0 \mid X_t = x]}{1 - e^{-t}}, \qquad
           E[X_0 \mid X_t = x] = D(e^{t/2} x;\ \sqrt{e^t - 1})
 
-is :math:`C \nabla \log p_t` on a grid and has a limit as the grid is refined. With the potential :math:`\Phi(x; y) = -\log p(y \mid x)`, repeat
+is :math:`C \nabla \log p_t` on a grid and has a limit as the grid is refined. With the potential :math:`\Phi(x; y) = -\log p(y \mid x)`,
+repeat
 
 .. math:: X \leftarrow X + \gamma_k \big[ -C \nabla \Phi(X; y) + \alpha_k S(\tau_k, X) \big] + \sqrt{2 \gamma_k}\; \xi_k,
           \qquad \xi_k \sim N(0, C)
@@ -13,16 +14,18 @@ is :math:`C \nabla \log p_t` on a grid and has a limit as the grid is refined. W
 C preconditions likelihood and noise alike, so that neither the steps nor their number depend on the grid. Weighted annealing:
 :math:`\tau_k` falls geometrically to a small floor and :math:`\alpha_k` to 1, which lets early steps move on a smooth and strong prior.
 
-**Steps.** The slope of the drift is at most :math:`\alpha_k/(1 - e^{-\tau_k}) + L` in the norm that C defines, with L the largest eigenvalue of
-:math:`C \nabla^2 \Phi`; steps above 2 over it diverge. They are ``rate`` over it, in each chain by itself; L follows from a power iteration on
-differences of gradients as the chain goes, and is kept fixed (at the largest value of the burn-in's second half) once draws are taken.
+**Steps.** The slope of the drift is at most :math:`\alpha_k/(1 - e^{-\tau_k}) + L` in the norm that C defines, with L the largest
+eigenvalue of :math:`C \nabla^2 \Phi`; steps above 2 over it diverge. They are ``rate`` over it, in each chain by itself; L follows from a
+power iteration on differences of gradients as the chain goes, and is kept fixed (at the largest value of the burn-in's second half) once
+draws are taken.
 
 **Bias.** There is no Metropolis step, and none is possible: a learned score is not the gradient of a known density, so that no ratio of
-densities can be formed. What remains is of three kinds. The prior is that of noise level :math:`\tau` at the floor, not 0: for a Gaussian prior of
-covariance Q it is :math:`e^{-\tau} Q + (1 - e^{-\tau}) C`, nearly Q where C resembles Q. The score has the network's error, divided by
-:math:`\sqrt{1 - e^{-\tau}}`, so that a lower floor is not always better. And steps are finite: a direction of slope h has its variance multiplied by
-:math:`1/(1 - \gamma h/2)`, at most ``1/(1 - rate/2)``. ``averaged`` takes :math:`(\xi_k + \xi_{k+1})/2` as noise (Leimkuhler & Matthews 2013),
-which removes this last bias where the posterior is Gaussian and leaves a second-order one elsewhere, at no cost; False is the plain step above.
+densities can be formed. What remains is of three kinds. The prior is that of noise level :math:`\tau` at the floor, not 0: for a Gaussian
+prior of covariance Q it is :math:`e^{-\tau} Q + (1 - e^{-\tau}) C`, nearly Q where C resembles Q. The score has the network's error,
+divided by :math:`\sqrt{1 - e^{-\tau}}`, so that a lower floor is not always better. And steps are finite: a direction of slope h has its
+variance multiplied by :math:`1/(1 - \gamma h/2)`, at most ``1/(1 - rate/2)``. ``averaged`` takes :math:`(\xi_k + \xi_{k+1})/2` as noise
+(Leimkuhler & Matthews 2013), which removes this last bias where the posterior is Gaussian and leaves a second-order one elsewhere, at no
+cost; False is the plain step above.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ For the prior :math:`N(m, Q)` over functions and :math:`\Phi = -\log p(y \mid x)
 
 .. math:: x' = m + \sqrt{1 - \beta^2}\, (x - m) + \beta\, \xi, \quad \xi \sim N(0, Q), \qquad a = \min\{1, \exp(\Phi(x) - \Phi(x'))\}
 
-The proposal leaves the prior as it is, so that the acceptance knows nothing of the grid, and the chain's law is exactly the posterior, for any
-likelihood, with or without gradient. β is adapted during the burn-in and fixed afterwards, in each chain by itself.
+The proposal leaves the prior as it is, so that the acceptance knows nothing of the grid, and the chain's law is exactly the posterior,
+for any likelihood, with or without gradient. β is adapted during the burn-in and fixed afterwards, in each chain by itself.
 """
 
 from __future__ import annotations

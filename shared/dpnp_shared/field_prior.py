@@ -30,8 +30,8 @@ class FieldPrior(Denoiser):
         field: law of each component about its mean, ``N(0, Q)``.
         noise: law of the noise, ``N(0, C)``, in the same basis.
         image_shape: ``(1, H, W)``, the grid where none is asked for.
-        means: of the components, ``(J, a, b)``: each by its coefficients of the lowest ``a x b`` cosines (basis ``neumann``), in image units;
-            a single mean of 0 by default.
+        means: of the components, ``(J, a, b)``: each by its coefficients of the lowest ``a x b`` cosines (basis ``neumann``), in image
+            units; a single mean of 0 by default.
         weights: of the components, of sum 1; equal by default.
 
     Raises:

@@ -3,8 +3,8 @@ r"""Gaussian random fields on the unit square whose covariance is trace-class an
 .. math:: x = \sum_k \sqrt{\lambda_k}\, \xi_k\, \varphi_k, \qquad \xi_k \sim N(0, 1), \qquad
           \lambda_k \propto (\ell^{-2} + |\omega_k|^2)^{-s}, \qquad \sum_k \lambda_k = \text{std}^2
 
-is a draw from :math:`N(0, C)`, :math:`C \propto (-\Delta + \ell^{-2})^{-s}` (the Whittle-Matérn covariance; Lindgren, Rue & Lindström 2011).
-The :math:`\varphi_k` are orthonormal in :math:`L^2([0, 1]^2)`:
+is a draw from :math:`N(0, C)`, :math:`C \propto (-\Delta + \ell^{-2})^{-s}` (the Whittle-Matérn covariance; Lindgren, Rue & Lindström
+2011). The :math:`\varphi_k` are orthonormal in :math:`L^2([0, 1]^2)`:
 
 - ``neumann``: products of :math:`\cos(\pi k u)`, no flow through the boundary. Pixels are cells: pixel i is at :math:`(i + 1/2)/n`.
 - ``periodic``: :math:`\cos + \sin` of :math:`2\pi k \cdot u`, the Hartley basis. Pixel i is at :math:`i/n`.
@@ -84,7 +84,7 @@ class GaussianField(nn.Module):
         return inverse_transform(multiplier * forward_transform(x, self.basis), self.basis)
 
     def covariance(self, x: Tensor) -> Tensor:
-        r""":math:`\Sigma x` for ``x`` ``(…, H, W)``: with the gradient of Φ in pixel values, :math:`C \nabla \Phi` of the function space."""
+        r""":math:`\Sigma x` for ``x`` ``(…, H, W)``: of the gradient of Φ in pixel values it is :math:`C \nabla \Phi`."""
         grid = (x.shape[-2], x.shape[-1])
         return self.filter(x, grid[0] * grid[1] * self.eigenvalues(grid).to(x))
 

@@ -91,9 +91,9 @@ class EDM(Preconditioning):
 class FieldEDM(EDM):
     r"""EDM's preconditioning for noise that is a random field: ``x_0 + σ w``, ``w ~ N(0, C)``.
 
-    With the forward process :math:`dX = -\tfrac12 X\, dt + \sqrt C\, dW` the noise level of time t is :math:`\sigma = \sqrt{e^t - 1}`, seen in
-    :math:`e^{t/2} X_t`. What EDM asks of variances is asked at a point, where that of the noise is :math:`\sigma^2 \mathrm{std}^2`. A network
-    that is trained with it is trained under this noise, and a prior's folder that names it holds C.
+    With the forward process :math:`dX = -\tfrac12 X\, dt + \sqrt C\, dW` the noise level of time t is :math:`\sigma = \sqrt{e^t -
+    1}`, seen in :math:`e^{t/2} X_t`. What EDM asks of variances is asked at a point, where that of the noise is :math:`\sigma^2
+    \mathrm{std}^2`. A network that is trained with it is trained under this noise, and a prior's folder that names it holds C.
 
     Args:
         field: :math:`N(0, C)`; its ``std`` in image units, so that σ is a plain number.

@@ -42,7 +42,7 @@ def test_the_same_function_on_three_grids(basis):
 
 @pytest.mark.parametrize("basis", BASES)
 def test_every_mode_and_the_noise_level_count(basis):
-    net, (x, field) = network(basis), smooth(basis, 16)
+    net, (x, _) = network(basis), smooth(basis, 16)
     t = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
         before = net(x, t)

@@ -1,5 +1,6 @@
 """Measurements of functions: Darcy flow against manufactured solutions, local averages against integrals."""
 
+import itertools
 import math
 
 import pytest
@@ -36,7 +37,7 @@ def test_darcy_converges_to_a_manufactured_solution_at_second_order():
         errors.append(float((operator.pressure(x)[0] - p).abs().max()))
         sensors.append(float((operator(x)[0] - exact).abs().max()))
     assert errors[-1] < 2e-3
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert 3.3 < coarse / fine < 4.7
     assert sensors[-1] < sensors[0] / 10  # between cells the error depends on the place as well
     assert sensors[-1] < 5e-3

@@ -61,7 +61,7 @@ def test_one_seed_is_one_function_on_three_grids(basis):
     for n in (16, 32):
         torch.testing.assert_close(field.resample(draws[64], (n, n)), draws[n])
     rough = float((draws[64] - field.resample(draws[16], (64, 64))).square().mean())
-    missing = float((field.eigenvalues((64, 64)).sum() - field.eigenvalues((16, 16)).sum()))
+    missing = float(field.eigenvalues((64, 64)).sum() - field.eigenvalues((16, 16)).sum())
     assert 0.5 < rough / missing < 2  # the rest is the fine modes, of known variance
     # coefficients are those of the function: cos(2 pi u) has one of them, of size 1/sqrt(2), on each grid
     u = positions(16, basis)

@@ -4,11 +4,11 @@ On the unit square, with zero pressure at the boundary and a uniform source,
 
 .. math:: -\nabla \cdot (e^{x} \nabla p) = f, \qquad p = 0 \text{ at the boundary}, \qquad y_j = p(s_j)
 
-by finite volumes (pixels are cells, the permeability of a face is the harmonic mean of its two cells'), which is of second order. The linear
-system is solved by conjugate gradients, preconditioned by :math:`e^{-x/2} (-\Delta)^{-1} e^{-x/2}` with the sine transform (Concus & Golub
-1973): the number of iterations depends on how x varies and hardly on the grid. The gradient takes one more solve (adjoint method): for
-:math:`A(x)\, p = f` and :math:`\lambda = A^{-1} \partial L/\partial p` it is :math:`-\lambda^T (\partial A/\partial x)\, p`. Everything is
-computed in double precision.
+by finite volumes (pixels are cells, the permeability of a face is the harmonic mean of its two cells'), which is of second order. The
+linear system is solved by conjugate gradients, preconditioned by :math:`e^{-x/2} (-\Delta)^{-1} e^{-x/2}` with the sine transform (Concus
+& Golub 1973): the number of iterations depends on how x varies and hardly on the grid. The gradient takes one more solve (adjoint
+method): for :math:`A(x)\, p = f` and :math:`\lambda = A^{-1} \partial L/\partial p` it is :math:`-\lambda^T (\partial A/\partial x)\, p`.
+Everything is computed in double precision.
 """
 
 from __future__ import annotations
