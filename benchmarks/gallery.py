@@ -29,8 +29,8 @@ from PIL import Image
 from runner import parser, run_cells
 from torch import Tensor
 
-from dpnp_inference.cli import BUNDLED
 from dpnp_inference.cli import main as dpnp_reconstruct
+from dpnp_inference.configuration import BUNDLED
 from dpnp_inference.files import read_tensor
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.report import draw_picture

@@ -10,8 +10,8 @@ import torch
 from scipy import sparse
 
 from dpnp_inference.annealing import Annealing
-from dpnp_inference.cli import Reconstruction as Settings
 from dpnp_inference.cli import _parser, _resolve_argument, main
+from dpnp_inference.commands.reconstruct import Reconstruction as Settings
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.proximal import MALA, EllipticalSlice, PerturbAndSolve
 from dpnp_inference.userfile import hash_user_files, name_user_files, resolve_user_files
@@ -117,7 +117,7 @@ def _in_a_folder_of_ones_own(tmp_path, monkeypatch):
 
 def forward_model(arguments: list[str]) -> ForwardModel:
     """What the command line makes of its arguments."""
-    parser = _parser(Settings)
+    parser = _parser()
     parser.exit_on_error = False
     built = parser.instantiate(parser.parse_args([_resolve_argument(argument) for argument in arguments]))
     prior = GaussianPrior(0.0, 1.0, (1, 4, 4))
@@ -297,7 +297,7 @@ class Mine:
 def test_samplers_are_named_as_well(name):
     Path("mine.py").write_text(SAMPLER)
     path = name if ":" in name else f"dpnp_inference.{name}"
-    parser = _parser(Settings)
+    parser = _parser()
     steps = [] if name in ("ClosedForm", "PerturbAndSolve") else ["--proximal.steps=7"]
     arguments = [_resolve_argument(argument) for argument in ("--proximal", path, *steps)]
     proximal = parser.instantiate(parser.parse_args(arguments)).proximal

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from dpnp_shared.console import ends_with_its_reader
 from dpnp_shared.hub import HubError
 from dpnp_shared.model_card import noise_bands
 from dpnp_shared.networks.presets import presets
@@ -351,7 +352,8 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     flags = ["--private=true" if a == "--private" and b not in ("true", "false") else a for a, b in _pairs(arguments)]
     try:
-        auto_cli(COMMANDS, as_positional=True, args=flags)
+        with ends_with_its_reader():
+            auto_cli(COMMANDS, as_positional=True, args=flags)
     except (PriorError, HubError, ValueError, FileNotFoundError) as error:
         sys.exit(f"dpnp-prior: {error}")
 

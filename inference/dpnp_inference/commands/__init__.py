@@ -1,0 +1,1 @@
+"""The commands of ``dpnp-reconstruct``, a module each: its options and what it does."""
