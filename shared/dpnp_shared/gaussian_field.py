@@ -180,7 +180,7 @@ class GaussianField(nn.Module):
         inside = square < radius**2
         total = float((count[:, None] * count * inside * (self.length**-2 + square) ** -self.smoothness).sum())
         tail = (self.length**-2 + radius**2) ** (1 - self.smoothness) / (4 * math.pi * (self.smoothness - 1))
-        return total + tail
+        return total + float(tail)
 
 
 def check_basis(basis: str) -> None:
@@ -216,7 +216,7 @@ def inverse_transform(c: Tensor, basis: Basis) -> Tensor:
 
 def _hartley(x: Tensor) -> Tensor:
     """Its own inverse."""
-    f = torch.fft.fft2(x, norm="ortho")
+    f: Tensor = torch.fft.fft2(x, norm="ortho")
     return f.real - f.imag
 
 
@@ -233,9 +233,10 @@ def _dct(x: Tensor) -> Tensor:
     """Orthogonal DCT-II of the last dimension, a product of matrices where that is faster, else by one FFT (Makhoul 1980)."""
     n = x.shape[-1]
     if n <= SHORT:
-        return x @ cosines(n, n, x.dtype, x.device).T
+        short: Tensor = x @ cosines(n, n, x.dtype, x.device).T
+        return short
     v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    turned = torch.fft.fft(v) * _phase(n, x)
+    turned: Tensor = torch.fft.fft(v) * _phase(n, x)
     return turned.real * _dct_scale(n, x)
 
 
@@ -243,10 +244,11 @@ def _idct(c: Tensor) -> Tensor:
     """The inverse of :func:`_dct`."""
     n = c.shape[-1]
     if n <= SHORT:
-        return c @ cosines(n, n, c.dtype, c.device)
+        short: Tensor = c @ cosines(n, n, c.dtype, c.device)
+        return short
     y = c / _dct_scale(n, c)
     reverse = torch.cat([torch.zeros_like(y[..., :1]), y[..., 1:].flip(-1)], dim=-1)
-    v = torch.fft.ifft(torch.complex(y, -reverse) * _phase(n, c).conj()).real
+    v: Tensor = torch.fft.ifft(torch.complex(y, -reverse) * _phase(n, c).conj()).real
     half = (n + 1) // 2
     x = torch.empty_like(v)
     x[..., ::2], x[..., 1::2] = v[..., :half], v[..., half:].flip(-1)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import CLI
+from jsonargparse import ArgumentParser
 
 from dpnp_shared.gaussian_field import Basis, GaussianField
 
@@ -78,7 +78,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: command-line arguments; those of the process by default.
     """
-    CLI(write_fields, args=None if args is None else list(args), as_positional=False)
+    parser = ArgumentParser(prog="python -m dpnp_training.function_space")
+    parser.add_function_arguments(write_fields)
+    settings = parser.parse_args(None if args is None else list(args))
+    write_fields(**settings.as_dict())
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class Cosines(nn.Module):
         x = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
         rows, columns = (cosines(n, min(self.modes, n), x.dtype, x.device) for n in x.shape[2:])  # (m1, H), (m2, W)
         c = rows @ x @ columns.T  # a product of matrices is faster than a whole transform
-        weight = self.weight.to(c).unflatten(0, (self.modes, self.modes))[: len(rows), : len(columns)]
+        weight = self.weight.to(c).reshape(self.modes, self.modes, *self.weight.shape[1:])[: len(rows), : len(columns)]
         mixed = torch.einsum("bixy,xyio->boxy", c, weight)
         return (rows.T @ mixed @ columns).to(h.dtype)
 
@@ -144,10 +144,11 @@ class Waves(nn.Module):
         height, width = x.shape[2:]
         # a grid's highest wave is left out: it stands for two
         m1, m2 = min(self.modes, (height + 1) // 2), min(self.modes, (width + 1) // 2)
-        weight = self.weight.to(x).unflatten(0, (2 * self.modes - 1, self.modes))
+        weight = self.weight.to(x).reshape(2 * self.modes - 1, self.modes, *self.weight.shape[1:])
         numbers = torch.arange(1 - m1, m1, device=x.device)
         real, imaginary = weight[numbers + self.modes - 1, :m2].chunk(2, dim=-1)
         out = torch.zeros_like(c)
         kept = c[:, :, numbers % height, :m2]
         out[:, :, numbers % height, :m2] = torch.einsum("bixy,xyio->boxy", kept, torch.complex(real, imaginary))
-        return torch.fft.irfft2(out, s=(height, width), norm="forward").to(h.dtype)
+        back: Tensor = torch.fft.irfft2(out, s=(height, width), norm="forward")
+        return back.to(h.dtype)

@@ -95,7 +95,7 @@ class _Solve(torch.autograd.Function):
         return p
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         x, p = ctx.saved_tensors
         adjoint = solve(x, g, *ctx.settings)
