@@ -1,7 +1,5 @@
 """Does the accuracy of function-space Langevin sampling depend on the resolution? Two problems on three grids, against pCN.
 
-    python -m dpnp_training.function_space --output runs/fields.npy --grid 16
-    python training/train.py fit --config configs/training/function_space_fields.yaml
     python benchmarks/function_space.py
 
 The unknown is a function on the unit square, a draw from a Gaussian random field. It is measured once; the same measurement is explained
@@ -11,10 +9,10 @@ on grids of 16, 32 and 64 pixels a side:
 - darcy: the pressure of Darcy flow at 16 sensors, the function being the logarithm of the permeability, with noise 0.005 (pressures are
   of size 0.1).
 
-Preconditioned Crank-Nicolson (pCN) with the field's own law is exact up to Monte Carlo error. Langevin sampling has the exact score
-of the field, or the one of a Fourier neural operator that was trained on 16 x 16 pixels only. Reported are a functional, the average over
-a patch away from the sensors, and the posterior mean as a function, both with their standard errors between chains. Finished cells are
-kept in ``benchmarks/results/function_space.json``; table and picture are written beside it.
+Preconditioned Crank-Nicolson (pCN) with the field's own law is exact up to Monte Carlo error. Langevin sampling has the exact score of
+the field, or the one of a Fourier neural operator that was trained on 16 x 16 pixels only (``priors/gaussian_fields``). Reported are a
+functional, the average over a patch away from the sensors, and the posterior mean as a function, both with their standard errors between
+chains. Finished cells are kept in ``benchmarks/results/function_space.json``; table and picture are written beside it.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ NOISE = GaussianField(
 )  # of the forward process, as in the training's configuration
 POINTS = {"cubic": [0.2, 0.5, 0.8], "darcy": [0.2, 0.4, 0.6, 0.8]}
 PATCH = ([[0.35, 0.65]], 0.1)  # centre and width
-PRIOR = "runs/function_space/prior"
+PRIOR = "gaussian_fields"
 
 
 def start(prior: str) -> None:
@@ -168,7 +166,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
 
 def main() -> None:
     options = parser(__doc__, "function_space")
-    options.add_argument("--prior", default=PRIOR, help="folder of the trained prior")
+    options.add_argument("--prior", default=PRIOR, help="the trained prior")
     options.add_argument("--chains", type=int, default=16)
     options.add_argument("--draws", type=int, default=20)
     options.add_argument("--effort", type=float, default=1.0, help="factor of all numbers of steps")
@@ -176,7 +174,7 @@ def main() -> None:
     try:
         weights = Prior.from_pretrained(arguments.prior).card.sha256
     except PriorError as error:
-        raise SystemExit(f"{error}; train it by the commands of --help, or give --prior") from error
+        raise SystemExit(str(error)) from error
     header = {"chains": arguments.chains, "draws": arguments.draws, "effort": arguments.effort, "prior": weights}
     size = (arguments.chains, arguments.draws, arguments.effort)
     cells = {f"{p}/{n}/{s}": (p, n, s, *size) for n in GRIDS for p in PROBLEMS for s in SAMPLERS}

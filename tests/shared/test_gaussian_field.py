@@ -139,3 +139,17 @@ def test_preconditioning_counts_noise_in_its_own_units():
     network, x = FNO(width=4, modes=2, layers=1, embedding=8), torch.randn(2, 1, 8, 8)
     total = (0.6**2 + 0.5**2) ** 0.5  # of noise 3 * 0.2 and data 0.5
     torch.testing.assert_close(denoise(network, FieldEDM(field), x, 0.2), x * 0.25 / total**2)  # a new network gives 0
+
+
+def test_the_bundled_prior_is_that_of_its_field_on_grids_it_never_saw():
+    """It was trained on 16 x 16; how much worse than the exact denoiser is it?"""
+    prior = Prior.from_pretrained("gaussian_fields")
+    unknown, noise = GaussianField(std=1.0, length=0.2, smoothness=2.5), prior.noise_field
+    assert noise is not None
+    for n in (16, 32, 64):
+        x_0 = unknown.sample(32, (n, n), generator=generator(9), dtype=torch.float32)
+        w = noise.sample(32, (n, n), generator=generator(8), dtype=torch.float32)
+        exact = FieldPrior(unknown, noise, (1, n, n))
+        for sigma in (0.25, 1.0, 3.0):
+            learned, best = ((d(x_0 + sigma * w, sigma) - x_0).square().mean() for d in (prior, exact))
+            assert float(learned) < 1.02 * float(best)

@@ -68,6 +68,7 @@ def test_from_fields_to_an_exported_prior(tmp_path, monkeypatch):
     field = prior.noise_field
     assert field is not None
     assert field.hyperparameters == FIELD
+    assert "length=0.3" in prior.card.notes
     # it has learned something: better than the best scalar at any grid, which a new network would be
     x_0 = GaussianField(1.0, 0.3, 4.0).sample(200, (16, 16), generator=torch.Generator().manual_seed(1))
     x = x_0 + 1.0 * field.sample(200, (16, 16), generator=torch.Generator().manual_seed(2))

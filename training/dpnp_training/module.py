@@ -28,6 +28,12 @@ from dpnp_training.share import Share
 from dpnp_training.verify import record_of
 
 
+FIELD_NOTE = (
+    "The noise of this prior is a random field, `{field}`, and not white: it is a prior over functions, for "
+    "`dpnp_inference.function_space.FunctionSpaceLangevin` on any grid. Samplers for white noise refuse it."
+)
+
+
 class ScoreMatching(L.LightningModule):
     """Trains ``D(x; σ)`` and keeps the moving average of its network, which is what becomes the prior.
 
@@ -268,6 +274,7 @@ class ScoreMatching(L.LightningModule):
             training=training,
             metrics=self.metrics,
             validation=self.validation,
+            notes="" if (field := self.preconditioning.noise_field) is None else FIELD_NOTE.format(field=field),
         )
 
     def to_prior(self) -> Prior:
