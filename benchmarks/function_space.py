@@ -110,10 +110,15 @@ def change(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, float]:
     return float(difference.square().mean().sqrt()), math.hypot(a["mean_se"], b["mean_se"])
 
 
+def finest_of(results: dict[str, Any], problem: str, sampler: str) -> dict[str, Any] | None:
+    """The result on the finest grid that is finished."""
+    return next((r for n in reversed(GRIDS) if (r := results.get(f"{problem}/{n}/{sampler}")) is not None), None)
+
+
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "The average over a patch ± standard error, and how far the posterior mean is from pCN's on the finest grid and from its own "
+        "The average over a patch ± standard error, and how far the posterior mean is from pCN's on the finest grid at hand and from its own "
         "there (root mean square); in brackets what Monte Carlo error alone would show.\n",
         "| problem | sampler | grid | patch | posterior std | mean, from pCN | from its own | forward calls | network calls | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -121,10 +126,8 @@ def table(results: dict[str, Any]) -> str:
     for problem in PROBLEMS:
         for sampler in SAMPLERS:
             for n in GRIDS:
-                r, reference, finest = (
-                    results.get(f"{problem}/{m}/{s}")
-                    for m, s in ((n, sampler), (GRIDS[-1], "pCN"), (GRIDS[-1], sampler))
-                )
+                r = results.get(f"{problem}/{n}/{sampler}")
+                reference, finest = (finest_of(results, problem, s) for s in ("pCN", sampler))
                 if r is None or reference is None or finest is None:
                     continue
                 away = "" if r is reference else "{:.3f} ({:.3f})".format(*change(r, reference))
@@ -170,6 +173,7 @@ def main() -> None:
     options.add_argument("--chains", type=int, default=16)
     options.add_argument("--draws", type=int, default=20)
     options.add_argument("--effort", type=float, default=1.0, help="factor of all numbers of steps")
+    options.add_argument("--grids", type=int, nargs="+", default=GRIDS, choices=GRIDS)
     arguments = options.parse_args()
     try:
         weights = Prior.from_pretrained(arguments.prior).card.sha256
@@ -177,7 +181,7 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     header = {"chains": arguments.chains, "draws": arguments.draws, "effort": arguments.effort, "prior": weights}
     size = (arguments.chains, arguments.draws, arguments.effort)
-    cells = {f"{p}/{n}/{s}": (p, n, s, *size) for n in GRIDS for p in PROBLEMS for s in SAMPLERS}
+    cells = {f"{p}/{n}/{s}": (p, n, s, *size) for n in arguments.grids for p in PROBLEMS for s in SAMPLERS}
     results = run_cells(run_cell, cells, arguments, header=header, start=start, start_arguments=(arguments.prior,))
     write_table(arguments, table(results))
     draw(results, arguments.output.with_suffix(".png"))

@@ -27,7 +27,6 @@ from dpnp_training.sharding import FullySharded, blocks, check_strategy, shard, 
 from dpnp_training.share import Share
 from dpnp_training.verify import record_of
 
-
 FIELD_NOTE = (
     "The noise of this prior is a random field, `{field}`, and not white: it is a prior over functions, for "
     "`dpnp_inference.function_space.FunctionSpaceLangevin` on any grid. Samplers for white noise refuse it."
