@@ -37,7 +37,7 @@ from dpnp_inference.replica_exchange import ReplicaExchange
 from dpnp_inference.runs import Run, Task, make_run, on_cpu
 from dpnp_inference.state import State
 from dpnp_inference.streaming import DrawStore, Keep
-from dpnp_shared.denoiser import Denoiser
+from dpnp_shared.denoiser import Denoiser, check_white
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.solvers import denoise_noise
 
@@ -70,7 +70,7 @@ class DPnP:
 
     Raises:
         ValueError: an unknown name, or an operator for another number of channels than the prior's.
-        TypeError: ``proximal="auto"`` and the forward model allows no sampler.
+        TypeError: ``proximal="auto"`` and the forward model allows no sampler; or the prior is for noise that is not white.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class DPnP:
         population: bool | Population | ReplicaExchange = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        check_white(prior, "DPnP")
         self.prior, self.forward_model, self.dtype = prior, forward_model, dtype
         self.device = next((t.device for t in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
         self.image_shape = image_shape_of(prior, forward_model)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dpnp_shared.gaussian_field import GaussianField
 
 
 class Denoiser(nn.Module, ABC):
@@ -26,6 +30,19 @@ class Denoiser(nn.Module, ABC):
     sigma_min: float
     sigma_max: float
     spread: float
+
+    @property
+    def noise_field(self) -> GaussianField | None:
+        r"""The law of the noise w where it is not white, :math:`w \sim N(0, C)` with a trace-class covariance; None for white noise.
+
+        The score of such a denoiser, :math:`(D(x; \sigma) - x)/\sigma^2`, is :math:`C \nabla \log p_\sigma(x)`. Samplers that take white
+        noise for granted refuse it (:func:`check_white`).
+        """
+        return None
+
+    def colour(self, w: Tensor) -> Tensor:
+        """Noise of this denoiser's kind, at level 1, out of standard normal numbers ``w`` ``(B, C, H, W)``."""
+        return w if self.noise_field is None else self.noise_field.colour(w)
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -67,6 +84,23 @@ class Denoiser(nn.Module, ABC):
                 f"sigma = {values.flatten().tolist()[:4]} is outside of the noise levels this prior was made for, "
                 f"[{self.sigma_min:g}, {self.sigma_max:g}]"
             )
+
+
+def check_white(prior: Denoiser, who: str) -> None:
+    """Refuse a prior whose noise is a random field.
+
+    Args:
+        prior: any.
+        who: needs white noise.
+
+    Raises:
+        TypeError: names the prior's noise.
+    """
+    if prior.noise_field is not None:
+        raise TypeError(
+            f"{who} needs a prior for white noise, this one is for noise that is a {prior.noise_field}; "
+            "dpnp_inference.function_space.FunctionSpaceLangevin takes such priors"
+        )
 
 
 def expand_sigma(sigma: float | Tensor, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpnp_shared.gaussian_field import GaussianField
+
 
 class Coefficients(NamedTuple):
     """The four functions of σ of Karras et al. 2022, Table 1, each shaped like σ."""
@@ -39,6 +41,11 @@ class Preconditioning(nn.Module, ABC):
     hyperparameters: dict[str, Any]
     sigma_min: float
     sigma_max: float
+
+    @property
+    def noise_field(self) -> GaussianField | None:
+        """The law of the noise where it is not white."""
+        return None
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
@@ -79,6 +86,40 @@ class EDM(Preconditioning):
             c_in=1 / total.sqrt(),
             c_noise=sigma.log() / 4,
         )
+
+
+class FieldEDM(EDM):
+    r"""EDM's preconditioning for noise that is a random field: ``x_0 + σ w``, ``w ~ N(0, C)``.
+
+    With the forward process :math:`dX = -\tfrac12 X\, dt + \sqrt C\, dW` the noise level of time t is :math:`\sigma = \sqrt{e^t -
+    1}`, seen in :math:`e^{t/2} X_t`. What EDM asks of variances is asked at a point, where that of the noise is :math:`\sigma^2
+    \mathrm{std}^2`. A network that is trained with it is trained under this noise, and a prior's folder that names it holds C.
+
+    Args:
+        field: :math:`N(0, C)`; its ``std`` in image units, so that σ is a plain number.
+        sigma_data: standard deviation of a pixel of the data.
+        sigma_min: smallest noise level the network is to be trusted at.
+        sigma_max: largest noise level the network is to be trusted at.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self, field: GaussianField, sigma_data: float = 0.5, sigma_min: float = 0.05, sigma_max: float = 20.0
+    ) -> None:
+        super().__init__(sigma_data, sigma_min, sigma_max)
+        self.field = field
+        self.hyperparameters = {"field": field, **self.hyperparameters}
+
+    @property
+    def noise_field(self) -> GaussianField:
+        """The law of the noise."""
+        return self.field
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """See :class:`Preconditioning`."""
+        return super().coefficients(self.field.std * sigma)
 
 
 class VE(Preconditioning):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from dpnp_shared import model_card
 from dpnp_shared.denoiser import Denoiser, expand_sigma
 from dpnp_shared.folders import staged_folder
+from dpnp_shared.gaussian_field import GaussianField
 from dpnp_shared.hub import HubError, download, split_revision
 from dpnp_shared.migrations import FORMAT_VERSION, SIGNATURE, SIGNED_SINCE, VersionError, migrate, signature
 from dpnp_shared.preconditioning import Preconditioning
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, README, SAMPLES = "config.json", "model.safetensors", "README.md", "samples.png"
 FILES = (CONFIG, WEIGHTS, README, SAMPLES)
-TRUSTED = ("dpnp_shared.networks", "dpnp_shared.preconditioning")
+TRUSTED = ("dpnp_shared.networks", "dpnp_shared.preconditioning", "dpnp_shared.gaussian_field")
 
 
 class PriorError(RuntimeError):
@@ -139,6 +140,11 @@ class Prior(Denoiser):
         self.sigma_min, self.sigma_max = card.sigma_range
         self.spread = card.spread
         self.origin = ""
+
+    @property
+    def noise_field(self) -> GaussianField | None:
+        """See :class:`~dpnp_shared.denoiser.Denoiser`."""
+        return self.preconditioning.noise_field
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``D(x; sigma)``; see :class:`~dpnp_shared.denoiser.Denoiser`.

@@ -144,4 +144,4 @@ def denoise_noise(denoiser: Denoiser, w: Tensor, steps: int, sigma_max: float | 
     top = min(denoiser.sigma_max, 10 * denoiser.spread) if sigma_max is None else sigma_max
     low = min(top, max(denoiser.sigma_min, 1e-3 * denoiser.spread))
     mean = denoiser(torch.zeros_like(w[:1]), top)
-    return solve(denoiser, mean + top * w, karras_levels(top, low, steps))
+    return solve(denoiser, mean + top * denoiser.colour(w), karras_levels(top, low, steps))

@@ -30,6 +30,11 @@ from dpnp_training.share import Share
 from dpnp_training.ucos import MeasurementTask, TaskObjective
 from dpnp_training.verify import record_of
 
+FIELD_NOTE = (
+    "The noise of this prior is a random field, `{field}`, and not white: it is a prior over functions, for "
+    "`dpnp_inference.function_space.FunctionSpaceLangevin` on any grid. Samplers for white noise refuse it."
+)
+
 
 class ScoreMatching(L.LightningModule):
     """Trains ``D(x; σ)`` and keeps the moving average of its network, which is what becomes the prior.
@@ -153,7 +158,8 @@ class ScoreMatching(L.LightningModule):
             parts: how many of them make up the whole batch.
         """
         world = self.trainer.world_size
-        return Share(count, count * world * parts, part * count * world + self.global_rank, world)
+        first = part * count * world + self.global_rank
+        return Share(count, count * world * parts, first, world, self.preconditioning.noise_field)
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -299,6 +305,7 @@ class ScoreMatching(L.LightningModule):
             training=training,
             metrics=self.metrics,
             validation=self.validation,
+            notes="" if (field := self.preconditioning.noise_field) is None else FIELD_NOTE.format(field=field),
         )
         return card if self.task is None else self.task.card(card)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpnp_shared.gaussian_field import GaussianField
 from dpnp_shared.randomness import derive_seed
 
 
@@ -21,12 +22,14 @@ class Share:
         whole: images of the whole batch, over all processes and accumulated parts.
         first: place of the first of them.
         stride: from one to the next.
+        field: law of the noise where it is not white.
     """
 
     count: int
     whole: int
     first: int = 0
     stride: int = 1
+    field: GaussianField | None = None
 
     @classmethod
     def all(cls, count: int) -> Share:
@@ -43,7 +46,7 @@ class Share:
         return numbers[self.first : self.places.stop : self.stride]
 
     def normal_like(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Standard normal numbers, those of each image from a stream of its own.
+        """Standard normal numbers, those of each image from a stream of its own; or a draw from ``field`` made of them.
 
         Args:
             x: these images ``(count, C, H, W)``; gives shape, dtype and device.
@@ -53,4 +56,4 @@ class Share:
         stream = torch.Generator(x.device)
         for row, place in zip(w, self.places, strict=True):
             row.normal_(generator=stream.manual_seed(derive_seed(generator.initial_seed(), place)))
-        return w
+        return w if self.field is None else self.field.colour(w)

@@ -154,7 +154,9 @@ def errors_by_image(
         for batch in range(record.batches):
             chosen = mine[batch * record.batch_size : (batch + 1) * record.batch_size]
             x_0 = torch.stack([images[i] for i in chosen]).to(noise_device)
-            share = Share(len(x_0), len(x_0) * record.processes, rank, record.processes)
+            share = Share(
+                len(x_0), len(x_0) * record.processes, rank, record.processes, prior.preconditioning.noise_field
+            )
             of_batch = []
             for band, ends in enumerate(bands):
                 generator = torch.Generator(noise_device).manual_seed(derive_seed(record.seed, 1, batch, band))
@@ -336,7 +338,7 @@ def check_folder(
     levels = torch.logspace(math.log10(prior.sigma_min), math.log10(prior.sigma_max), 5).tolist()[1:-1]
     levels = [prior.sigma_min, *levels, prior.sigma_max]
     with torch.no_grad():
-        broken = [sigma for sigma in levels if not bool(torch.isfinite(prior(sigma * x, sigma)).all())]
+        broken = [sigma for sigma in levels if not bool(torch.isfinite(prior(sigma * prior.colour(x), sigma)).all())]
     where = ", ".join(f"{sigma:.3g}" for sigma in broken or levels)
     (failed if broken else passed).append(f"D(x; σ): {'not finite' if broken else 'finite'} at σ = {where}")
     return prior, passed, failed
@@ -365,7 +367,7 @@ def precision_loss(
     for index, (low, high) in enumerate(bands_of(exact.card)):
         generator = torch.Generator().manual_seed(derive_seed(seed, 1, index))
         sigma = low * (high / low) ** torch.rand(images, generator=generator)
-        x = x_0 + sigma.reshape(-1, 1, 1, 1) * torch.randn(x_0.shape, generator=generator)
+        x = x_0 + sigma.reshape(-1, 1, 1, 1) * exact.colour(torch.randn(x_0.shape, generator=generator))
         d = exact(x, sigma)
         change = _rms(rounded(x, sigma) - d)
         losses[low, high] = (change / _rms(d), change / _rms(d - x_0))

@@ -20,7 +20,7 @@ from dpnp_inference.gibbs import OnSweep, describe_step
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.proximal import ProximalInfo
 from dpnp_inference.randomness import ChainGenerators
-from dpnp_shared.denoiser import Denoiser
+from dpnp_shared.denoiser import Denoiser, check_white
 from dpnp_shared.forward_model import ForwardModel
 
 TIMESTEPS, BETA_FIRST, BETA_LAST = 1000, 1e-4, 0.02  # the linear schedule of Ho et al. 2020
@@ -36,6 +36,7 @@ class Run:
         generator: one stream a chain.
         chains: indices of the chains.
         draws: wanted of each chain.
+        thin: steps from one draw to the next.
         steps: how many reports there will be.
         advice: what to do about chains that diverge.
         on_sweep: called at each report.
@@ -51,6 +52,7 @@ class Run:
     generator: ChainGenerators
     chains: range
     draws: int
+    thin: int
     steps: int
     advice: str
     on_sweep: OnSweep | None
@@ -107,16 +109,21 @@ class Baseline(ABC):
         settings: what was chosen, JSON-able, for the record.
         schedule: the noise level, or the coupling, of each step, in image units.
         advice: what to do about chains that diverge.
+        takes_field: whether the prior's noise may be a random field.
 
     Raises:
         ValueError: an operator for another number of channels than the prior's.
+        TypeError: the prior is for noise that is not white, and the sampler needs white noise.
     """
 
     settings: dict[str, Any]
     schedule: list[float]
     advice: ClassVar[str]
+    takes_field: ClassVar[bool] = False
 
     def __init__(self, prior: Denoiser, forward_model: ForwardModel, dtype: torch.dtype) -> None:
+        if not self.takes_field:
+            check_white(prior, type(self).__name__)
         self.prior, self.forward_model, self.dtype = prior, forward_model, dtype
         self.device = next((t.device for t in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
         self.image_shape = image_shape_of(prior, forward_model)
@@ -182,7 +189,7 @@ class Baseline(ABC):
         for first in range(0, chains, size):
             batch = range(first, min(first + size, chains))
             prior = in_batches(self.prior, "auto" if batch_size == "auto" else size, len(batch))
-            run = Run(prior, ChainGenerators(seed, batch), batch, draws, self.reports, self.advice, on_sweep)
+            run = Run(prior, ChainGenerators(seed, batch), batch, draws, thin, self.reports, self.advice, on_sweep)
             with torch.no_grad():
                 samples.append(self._run(y, run).cpu())
             runs.append(run)

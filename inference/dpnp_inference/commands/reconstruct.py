@@ -283,8 +283,6 @@ def share_out(settings: Reconstruction) -> None:
         )
     if settings.extend:
         raise ValueError(f"processes = {settings.processes}: a run is extended by one process")
-    if settings.batch_size == "auto":
-        raise ValueError(f"processes = {settings.processes}: batch_size = 'auto' is for one process; give a number")
     settings.batch_size = settings.batch_size or max(1, math.ceil(settings.chains / settings.processes))
 
 

@@ -4,6 +4,7 @@ from dpnp_shared.networks.adm import ADMUNet
 from dpnp_shared.networks.diffusers_unet import DiffusersUNet
 from dpnp_shared.networks.dit import DiT
 from dpnp_shared.networks.edm_unet import EDMUNet
+from dpnp_shared.networks.fno import FNO
 from dpnp_shared.networks.unet import UNet
 
-__all__ = ["ADMUNet", "DiT", "DiffusersUNet", "EDMUNet", "UNet"]
+__all__ = ["FNO", "ADMUNet", "DiT", "DiffusersUNet", "EDMUNet", "UNet"]

@@ -8,6 +8,7 @@ from dpnp_shared.operators.coded_diffraction import CodedDiffraction
 from dpnp_shared.operators.combine import Compose, LinearCompose, LinearStack, Stack
 from dpnp_shared.operators.compressed_sensing import CompressedSensing
 from dpnp_shared.operators.convolution import Convolution
+from dpnp_shared.operators.darcy import DarcyFlow
 from dpnp_shared.operators.external_program import ExternalProgram
 from dpnp_shared.operators.high_dynamic_range import HighDynamicRange
 from dpnp_shared.operators.inpainting import BoxInpainting, Inpainting, RandomInpainting
@@ -20,6 +21,7 @@ from dpnp_shared.operators.interferometry import (
     TotalFlux,
     Visibilities,
 )
+from dpnp_shared.operators.local_averages import CubicAverages, LocalAverages
 from dpnp_shared.operators.matrix import MatrixOperator
 from dpnp_shared.operators.mri import MRI
 from dpnp_shared.operators.mri_noncartesian import NonCartesianMRI, RadialMRI
@@ -48,6 +50,8 @@ __all__ = [
     "CompressedSensing",
     "Convolution",
     "Coverage",
+    "CubicAverages",
+    "DarcyFlow",
     "DitheredQuantisation",
     "EarthRotation",
     "ExternalProgram",
@@ -61,6 +65,7 @@ __all__ = [
     "LinearCompose",
     "LinearOperator",
     "LinearStack",
+    "LocalAverages",
     "LogClosureAmplitudes",
     "MatrixOperator",
     "MotionBlur",

@@ -54,6 +54,7 @@ class DenoisingStrips(Periodic):
         if sigmas is None:
             low, high = 0.1 * prior.card.data_std, prior.card.spread
             sigmas = [min(max(low * (high / low) ** (i / 5), prior.sigma_min), prior.sigma_max) for i in range(6)]
+        w = prior.colour(w)
         noisy = [x_0 + sigma * w for sigma in sigmas]
         denoised: list[Tensor] = [prior(x, sigma) for x, sigma in zip(noisy, sigmas, strict=True)]
         # (image, noisy or denoised, column, C, H, W)
