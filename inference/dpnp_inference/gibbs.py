@@ -46,6 +46,26 @@ class Sweep(NamedTuple):
 OnSweep = Callable[[Sweep], None]
 
 
+def describe_step(eta: float, network_calls: int, info: ProximalInfo) -> dict[str, float]:
+    """One iteration's row of the record, JSON-able, but for its seconds.
+
+    Args:
+        eta: coupling or noise level, in image units.
+        network_calls: made in this iteration.
+        info: what was done with the likelihood.
+    """
+    row = {"eta": eta, "network_calls": network_calls, "forward_calls": info.forward_calls}
+    if info.acceptance is not None:
+        row |= {"acceptance": float(info.acceptance.mean()), "acceptance_min": float(info.acceptance.min())}
+    if info.residual is not None:
+        row["residual"] = float(info.residual.max())
+    if info.non_finite is not None:
+        row["non_finite"] = float(info.non_finite.sum())
+    if info.jump is not None:
+        row |= {"jump": float(info.jump.mean()), "still": float((info.jump == 0).double().mean())}
+    return row
+
+
 @dataclass
 class Gibbs:
     """The two conditional draws of DPnP for one batch of chains, and the account of what they cost.
@@ -100,15 +120,7 @@ class Gibbs:
         x, dds_info = self.dds(self.prior, z, eta, generator=self.generator)
         self.network_calls += dds_info.network_calls
         self.forward_calls += info.forward_calls
-        row = {"eta": eta, "network_calls": dds_info.network_calls, "forward_calls": info.forward_calls}
-        if info.acceptance is not None:
-            row |= {"acceptance": float(info.acceptance.mean()), "acceptance_min": float(info.acceptance.min())}
-        if info.residual is not None:
-            row["residual"] = float(info.residual.max())
-        if info.non_finite is not None:
-            row["non_finite"] = float(info.non_finite.sum())
-        if info.jump is not None:
-            row |= {"jump": float(info.jump.mean()), "still": float((info.jump == 0).double().mean())}
+        row = describe_step(eta, dds_info.network_calls, info)
         self.rows.append(row)
         finite = bool(torch.isfinite(x).all())  # waits for the device
         row["seconds"] = time.perf_counter() - start

@@ -843,7 +843,12 @@ def test_the_record_says_what_was_done(solver):
     assert record["convergence"] is None
     assert json.loads(json.dumps(record)) == record
     for name, value in FEW[solver].items():
-        assert record[name] == value
+        assert (len(record["schedule"]) if name == "iterations" else record[name]) == value
+    rows = record["iterations"]
+    assert [[row["eta"] for row in batch] for batch in rows] == [record["schedule"]] * 2
+    assert sum(row["network_calls"] for batch in rows for row in batch) == record["network_calls"]
+    assert sum(row["forward_calls"] for batch in rows for row in batch) == record["forward_calls"]
+    assert 0 < sum(row["seconds"] for batch in rows for row in batch) <= record["seconds"]
 
 
 @SOLVERS

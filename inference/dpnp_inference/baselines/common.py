@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dpnp_inference.dpnp import SamplingError, Sweep, image_shape_of
-from dpnp_inference.gibbs import OnSweep
+from dpnp_inference.gibbs import OnSweep, describe_step
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.proximal import ProximalInfo
 from dpnp_inference.randomness import ChainGenerators
@@ -41,7 +41,9 @@ class Run:
         network_calls: made so far, each on the whole batch.
         network_gradients: likewise, of vector-Jacobian products.
         forward_calls: likewise, of the forward map; adjoints and gradients count as one each.
-        done: reports so far.
+        rows: one record a report, JSON-able, as DPnP's iterations have.
+        reported: network calls that these account for.
+        since: when the last report was made, or the run began.
     """
 
     prior: Denoiser
@@ -54,7 +56,9 @@ class Run:
     network_calls: int = 0
     network_gradients: int = 0
     forward_calls: int = 0
-    done: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    reported: int = 0
+    since: float = field(default_factory=time.perf_counter)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """``D(x; sigma)``, counted; ``x`` ``(B, C, H, W)``, ``sigma`` in image units."""
@@ -73,17 +77,21 @@ class Run:
         Raises:
             SamplingError: a chain is no longer finite; names it.
         """
-        self.done += 1
         info = info or ProximalInfo(0)
         self.forward_calls += info.forward_calls
-        finite = torch.isfinite(x).flatten(1).all(1)
+        row = describe_step(sigma, self.network_calls - self.reported, info)
+        self.rows.append(row)
+        self.reported = self.network_calls
+        finite = torch.isfinite(x).flatten(1).all(1)  # waits for the device
+        now = time.perf_counter()
+        row["seconds"], self.since = now - self.since, now
         if not bool(finite.all()):
             broken = [chain for chain, ok in zip(self.chains, finite.tolist(), strict=True) if not ok]
             raise SamplingError(
-                f"chains {broken} are no longer finite after step {self.done} at sigma = {sigma:g}; {self.advice}"
+                f"chains {broken} are no longer finite after step {len(self.rows)} at sigma = {sigma:g}; {self.advice}"
             )
         if self.on_sweep is not None:
-            self.on_sweep(Sweep(self.chains, self.done, self.steps, sigma, self.network_calls, info))
+            self.on_sweep(Sweep(self.chains, len(self.rows), self.steps, sigma, self.network_calls, info))
 
 
 class Baseline(ABC):
@@ -190,6 +198,7 @@ class Baseline(ABC):
             "network_calls": sum(run.network_calls for run in runs),
             "network_gradients": sum(run.network_gradients for run in runs),
             "forward_calls": sum(run.forward_calls for run in runs),
+            "iterations": [run.rows for run in runs],
             "warnings": [],
         }
         posterior = Posterior(torch.cat(samples), diagnostics)

@@ -39,9 +39,10 @@ class PiGDM(Baseline):
     Args:
         prior: a trained :class:`~dpnp_shared.prior.Prior` or an analytic one.
         forward_model: a linear operator and Gaussian noise.
-        steps: how many of DDPM's 1000 time steps are used, evenly spaced; 100 as published. Those whose noise level is outside of
-            the prior's range are left out.
-        eta: randomness of DDIM, 0 to 1; 1 is ancestral. The released configuration has 0.
+        steps: how many of DDPM's 1000 time steps are used, evenly spaced. Those whose noise level is outside of the prior's range are
+            left out. The authors' code (NVlabs/RED-diff) has 100 in its example commands, also for noisy measurements; the script for
+            its tables has 1000, and its default is 50.
+        eta: randomness of DDIM, 0 to 1; 1 is ancestral, as in these commands. The default of that code is 0.
         guidance: ``adaptive``, as released, or ``score``; see above.
         prior_std: the prior's standard deviation s in :math:`r_t`, in image units; 1 as published.
         dtype: of the images; a trained network computes in its own.

@@ -226,11 +226,10 @@ class PnPDM(Baseline):
         self.likelihood = self._likelihood_step(likelihood)
         self.stochastic, self.insert_rho = stochastic, insert_rho
         self.iterations, self.burn_in, self.restarts = iterations, burn_in, restarts
-        self.settings = {
+        self.settings = {  # the number of iterations is that of the schedule's entries
             "rho": rho,
             "decay": decay,
             "rho_min": rho_min,
-            "iterations": iterations,
             "burn_in": burn_in,
             "process": process,
             "stochastic": stochastic,
