@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 
 from dpnp_inference.annealing import Annealing
+from dpnp_inference.baselines import Baseline
 from dpnp_inference.dds import DenoisingSampler
 from dpnp_inference.dpnp import DPnP
 from dpnp_inference.population import Population
@@ -26,6 +27,7 @@ from dpnp_shared.prior import Prior, PriorCard, locate
 
 BUNDLED = "fashion_mnist"
 TEST_IMAGES = "test_images.npz"
+OF_DPNP = ("dds", "proximal", "annealing", "population")  # options that other solvers do not have
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 
 
@@ -41,6 +43,14 @@ class NamedProximal(Protocol):
     def select(self, state: Any, index: Any) -> Any: ...  # noqa: D102
 
 
+class Solver(Protocol):
+    """A sampler other than DPnP as a class path names it, to be made when prior and forward model are there."""
+
+    def __call__(self, prior: Denoiser, forward_model: ForwardModel, *, dtype: torch.dtype) -> Baseline:
+        """The sampler; ``dtype`` is that of its images."""
+        ...
+
+
 @dataclass
 class Configuration:
     """A prior, a forward model and a way to sample: what a reconstruction and its check have in common.
@@ -49,6 +59,8 @@ class Configuration:
         prior: folder of a prior, the name of a bundled one, or a Hub id; or an analytic prior by class_path and init_args.
         operator: noiseless forward map, by class_path and init_args, or path/to/file.py:Name for your own.
         noise: noise model, by class_path and init_args, or path/to/file.py:Name for your own.
+        solver: DPnP, or another method by its name (DPS, PnPDM, …) or by class_path and init_args. The next four options are DPnP's alone;
+            the others' settings are given as --solver.NAME, and --solver.help DPS lists those of DPS.
         dds: denoising sampler.
         proximal: proximal sampler; auto takes the most exact one that the forward model allows.
         annealing: coupling schedule; auto takes its ends from the prior and the noise.
@@ -66,6 +78,7 @@ class Configuration:
     prior: Denoiser | str = BUNDLED
     operator: Operator | Callable | None = None  # type: ignore[type-arg] # jsonargparse wants it bare
     noise: Noise | None = None
+    solver: Literal["DPnP"] | Solver = "DPnP"
     dds: Literal["ddim", "ddpm"] | DenoisingSampler = "ddim"
     proximal: Literal["auto"] | NamedProximal = "auto"
     annealing: Literal["auto"] | Annealing = "auto"
@@ -106,19 +119,33 @@ class Configuration:
         forward_model = ForwardModel(as_operator(operator, card.image_shape), noise)
         return prior, card, forward_model.to(device=device, dtype=self.image_dtype)
 
-    def sampler(self, *, demo: bool) -> tuple[DPnP, PriorCard]:
-        """The sampler on its device, and its prior's card; see :meth:`models`."""
+    def sampler(self, *, demo: bool) -> tuple[DPnP | Baseline, PriorCard]:
+        """The sampler on its device, and its prior's card; see :meth:`models`.
+
+        Raises:
+            ValueError: options that DPnP alone has, beside another solver; and as :meth:`models` and the solver say.
+            TypeError: the solver is not for this forward model.
+        """
+        if isinstance(self.solver, str):
+            prior, card, forward_model = self.models(demo=demo)
+            dpnp = DPnP(
+                prior,
+                forward_model,
+                dds=self.dds,
+                proximal=cast('Literal["auto"] | ProximalSampler', self.proximal),
+                annealing=self.annealing,
+                population=self.population,
+                dtype=self.image_dtype,
+            )
+            return dpnp, card
+        given = [name for name in OF_DPNP if getattr(self, name) != getattr(Configuration, name)]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)}: of the solver DPnP alone; leave {'it' if len(given) == 1 else 'them'} out beside another solver, "
+                "whose own settings are given as solver.NAME"
+            )
         prior, card, forward_model = self.models(demo=demo)
-        dpnp = DPnP(
-            prior,
-            forward_model,
-            dds=self.dds,
-            proximal=cast('Literal["auto"] | ProximalSampler', self.proximal),
-            annealing=self.annealing,
-            population=self.population,
-            dtype=self.image_dtype,
-        )
-        return dpnp, card
+        return self.solver(prior, forward_model, dtype=self.image_dtype), card
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -142,21 +169,23 @@ def bundled_images(prior: Denoiser | str) -> Path:
     return file
 
 
-def title_of(dpnp: DPnP, card: PriorCard) -> str:
+def title_of(sampler: DPnP | Baseline, card: PriorCard) -> str:
     """One line that says what a run is of, for its picture."""
-    return f"{card.name}: {type(dpnp.forward_model.operator).__name__}, {type(dpnp.forward_model.noise).__name__}"
+    model = sampler.forward_model
+    return f"{card.name}: {type(model.operator).__name__}, {type(model.noise).__name__}, by {type(sampler).__name__}"
 
 
 def provenance(
-    settings: Configuration, dpnp: DPnP, card: PriorCard, config: dict[str, Any], arguments: list[str]
+    settings: Configuration, sampler: DPnP | Baseline, card: PriorCard, config: dict[str, Any], arguments: list[str]
 ) -> dict[str, Any]:
     """Where a result comes from."""
     source = settings.prior if isinstance(settings.prior, str) else type(settings.prior).__name__
     return {
         "command": shlex.join(["dpnp-reconstruct", *arguments]),
         "config": config,
-        "operator": repr(dpnp.forward_model.operator),
-        "noise": repr(dpnp.forward_model.noise),
+        "solver": type(sampler).__name__,
+        "operator": repr(sampler.forward_model.operator),
+        "noise": repr(sampler.forward_model.noise),
         "seed": settings.seed,
         "prior": {"name": card.name, "source": source, "sha256": card.sha256},
         "versions": {
@@ -164,5 +193,5 @@ def provenance(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "device": str(dpnp.device),
+        "device": str(sampler.device),
     }

@@ -153,7 +153,9 @@ def score(
 def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path) -> None:
     record = posterior.diagnostics
     calls, seconds = record["network_calls"], record["seconds"]
-    print(f"{record['chains']} chains, {record['draws']} draws each, {calls} network calls, {seconds:.1f} s")
+    print(
+        f"{record['sampler']}: {record['chains']} chains, {record['draws']} draws each, {calls} network calls, {seconds:.1f} s"
+    )
     if "psnr" in scores:
         print(
             f"PSNR of the mean {scores['psnr']:.2f} dB" + (f", SSIM {scores['ssim']:.3f}" if "ssim" in scores else "")
