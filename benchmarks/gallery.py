@@ -48,7 +48,7 @@ two of its draws. This page is written by
 
     python benchmarks/gallery.py
 
-PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
+A name before that of the proximal sampler is that of a solver other than DPnP. PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
 image it scatters widely (`dpnp-reconstruct check` measures it over many). Acceptance is that of the proximal sampler's proposals at the
 last coupling. Seconds are those of the sampling, on a shared CPU of two cores.
 """
@@ -171,7 +171,12 @@ def _figures(run: Path) -> dict[str, Any]:
     accepted = [sweep["acceptance"] for sweep in sweeps if sweep["eta"] == last and "acceptance" in sweep]
     return {
         "model": ", ".join(record[part].split("(")[0] for part in ("operator", "noise")),
-        "proximal": diagnostics["proximal"].split("(")[0],
+        # of another solver its name, with what it has in place of a proximal sampler
+        "proximal": " ".join(
+            part.split("(")[0]
+            for part in (record["solver"], diagnostics.get("likelihood"), diagnostics.get("proximal"))
+            if part is not None and part != "DPnP"
+        ),
         "scores": record["scores"],
         "acceptance": sum(accepted) / len(accepted) if accepted else None,
         "network_calls": record["network_calls"],

@@ -63,8 +63,13 @@ def test_inference_config_draws(config, tmp_path, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gibbs, "START_CALLS", 3)
-    few = ["--chains=4", "--annealing=dpnp_inference.Annealing"]
-    few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
+    solver = yaml.safe_load(config.read_text()).get("solver")
+    if solver:
+        few = ["--chains=4", "--solver.iterations=3", "--solver.steps=8"]
+        few += ["--solver.likelihood.steps=5"] * ("likelihood" in solver["init_args"])
+    else:
+        few = ["--chains=4", "--annealing=dpnp_inference.Annealing"]
+        few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
     if config.stem in {"population", "replica_exchange"}:  # their sweeps are many
         few += ["--dds=dpnp_inference.DDSDDIM", "--dds.calls=2"]
     if config.stem == "replica_exchange":
