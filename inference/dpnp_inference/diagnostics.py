@@ -42,6 +42,7 @@ R_HAT_DISAGREE = 1.1  # above it, and if the chains keep to themselves, they dis
 CHANCE = 0.01  # how often independent draws may be taken for ones that have not mixed
 PERSISTENT = 0.75  # correlation of the two halves of a chain beyond which it is shorter than its own relaxation time
 ESS = 400.0  # bulk and tail (Vehtari et al. 2021, section 4)
+MOST_STAGES = 64  # that a table shows
 LEAST_CHAINS = 4  # of several draws (the same)
 PIXELS_ALLOWED = 0.01  # part of the judged pixels that may miss R-hat or the effective sample size
 ERROR = 0.1  # Monte Carlo error of the mean, in posterior standard deviations, that is called small
@@ -285,7 +286,8 @@ class Diagnosis:
         table = Table(box=None, pad_edge=False)
         for name, _, _ in kept:
             table.add_column(name, justify="right")
-        for stage in self.stages:
+        every = math.ceil(len(self.stages) / MOST_STAGES)  # of a solver with a thousand noise levels some are shown
+        for stage in [*self.stages[:-1:every], self.stages[-1]]:
             table.add_row(*(_show(getattr(stage, attribute), form) for _, attribute, form in kept))
         return table
 
