@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 TRAINING = sorted((ROOT / "configs" / "training").glob("*.yaml"))
-INFERENCE = sorted((ROOT / "configs" / "inference").glob("*.yaml"))
+INFERENCE = sorted((ROOT / "configs" / "inference").rglob("*.yaml"))
 # of callbacks, which all work on the one step that is taken
 FEW = {
     "SampleGrid": {"images": 4, "calls": 3},
@@ -56,7 +56,7 @@ def test_training_config_takes_a_step(config, tmp_path, monkeypatch):
     assert Path("run/prior/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("config", INFERENCE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", INFERENCE, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_inference_config_draws(config, tmp_path, monkeypatch):
     from dpnp_inference import gibbs
     from dpnp_inference.cli import main

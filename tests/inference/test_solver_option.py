@@ -156,8 +156,7 @@ def test_a_check_of_another_solver(capsys):
 
 @pytest.mark.parametrize("problem", PUBLISHED)
 def test_the_configs_of_pnp_dm_have_the_published_settings(problem):
-    name = {"gaussian_deblurring": "pnp_dm_gaussian_deblurring"}.get(problem, f"pnp_dm_{problem}")
-    config = str(ROOT / "configs" / "inference" / f"{name}.yaml")
+    config = str(ROOT / "configs" / "inference" / "pnp_dm" / f"{problem}.yaml")
     solver = _parser().parse_args(["--config", config]).solver
     published = _parser().parse_args(["--solver", "PnPDM"]).solver
     settings = solver.init_args.as_dict()
