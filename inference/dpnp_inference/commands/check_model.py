@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shlex
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dpnp_inference.configuration import Configuration
 from dpnp_inference.dpnp import image_shape_of
 from dpnp_inference.files import read_image, read_measurement
 from dpnp_inference.proximal import ProximalSampler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +44,8 @@ class CheckModel(Configuration):
 
 def check_model(settings: CheckModel, config: dict[str, Any], arguments: list[str]) -> None:
     """Findings about a forward model, printed and kept."""
+    if not isinstance(settings.solver, str):
+        log.info("solver: what is said below of sampling, and of its time, is about DPnP")
     given = settings.measurement is not None or settings.image is not None
     prior, card, forward_model = settings.models(demo=not given)
     y = images = None
