@@ -48,7 +48,7 @@ two of its draws. This page is written by
 
     python benchmarks/gallery.py
 
-A name before that of the proximal sampler is that of a solver other than DPnP. PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
+PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
 image it scatters widely (`dpnp-reconstruct check` measures it over many). Acceptance is that of the proximal sampler's proposals at the
 last coupling. Seconds are those of the sampling, on a shared CPU of two cores.
 """
