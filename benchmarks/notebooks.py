@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         try:
             notebook = execute(path, settings.timeout)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        except (CellExecutionError, CellTimeoutError, RuntimeError) as error:  # the last one if the process ends
             failures += 1
             print(f"{path.name}: failed after {time.perf_counter() - start:.0f} s\n{error}")
             continue
@@ -57,7 +58,7 @@ def execute(path: Path, timeout: float) -> nbformat.NotebookNode:
     Raises:
         CellExecutionError: a cell fails.
         CellTimeoutError: a cell takes longer.
-        DeadKernelError: the process ends, for want of memory perhaps.
+        RuntimeError: the process ends, for want of memory perhaps.
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -67,7 +68,11 @@ def execute(path: Path, timeout: float) -> nbformat.NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
-    client.execute()
+    with tempfile.TemporaryDirectory() as folder:
+        if os.name == "posix":  # sockets that nobody else on the machine can read
+            manager = client.create_kernel_manager()
+            manager.transport, manager.ip = "ipc", f"{folder}/kernel"
+        client.execute()
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}  # without the version, which differs between machines
     return notebook
