@@ -26,9 +26,9 @@ def test_the_ten_lines_of_the_notebook_draw_what_the_command_line_draws(tmp_path
     monkeypatch.chdir(tmp_path)
     main(["--chains", "2", "--output", "out"])
     demo = Posterior.load("out")
-    truth = read_tensor(locate("fashion_mnist") / "test_images.npz")[0].float()[None] / 127.5 - 1
+    truth = read_tensor(locate("fashion_mnist") / "test_images.npz")[0].float()[None] / 255 * 2 - 1
     prior = Prior.from_pretrained("fashion_mnist")
-    model = ForwardModel(RandomInpainting((1, 28, 28), missing=0.5, seed=0), GaussianNoise(0.05))
+    model = ForwardModel(RandomInpainting((1, 28, 28), missing=0.5, seed=0), GaussianNoise(0.05)).float()
     y = model.simulate(truth[None], generator=torch.Generator().manual_seed(derive_seed(0, 2**32)))[0]
     assert torch.equal(y, read_tensor(Path("out/measurement.npy")))
     assert torch.equal(DPnP(prior, model).sample(y, chains=2, seed=0).samples, demo.samples)
