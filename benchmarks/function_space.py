@@ -118,7 +118,7 @@ def finest_of(results: dict[str, Any], problem: str, sampler: str) -> dict[str, 
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "The average over a patch ± standard error, and how far the posterior mean is from pCN's on the finest grid at hand and from its own "
+        "The average over a patch ± standard error, and how far the posterior mean is from pCN's on the finest grid and from its own "
         "there (root mean square); in brackets what Monte Carlo error alone would show.\n",
         "| problem | sampler | grid | patch | posterior std | mean, from pCN | from its own | forward calls | network calls | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
