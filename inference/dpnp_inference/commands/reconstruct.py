@@ -273,7 +273,9 @@ def share_out(settings: Reconstruction) -> None:
             "process"
         )
     if settings.batch_size == "auto":
-        raise ValueError(f"processes = {settings.processes} share out batches of chains; batch_size = 'auto' does not say their size")
+        raise ValueError(
+            f"processes = {settings.processes} share out batches of chains; batch_size = 'auto' does not say their size"
+        )
     if settings.extend:
         raise ValueError(f"processes = {settings.processes}: a run is extended by one process")
     settings.batch_size = settings.batch_size or max(1, math.ceil(settings.chains / settings.processes))
