@@ -64,7 +64,7 @@ class CompiledForward:
 
     def __init__(self, forward: Callable[..., Any], how: bool | str) -> None:
         self.forward, self.how = forward, how
-        self.compiled = torch.compile(forward, **compile_options(how))
+        self._compiled = torch.compile(forward, **compile_options(how))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What ``forward`` gives.
@@ -73,7 +73,7 @@ class CompiledForward:
             CompileError: compilation failed.
         """
         try:
-            return self.compiled(*args, **kwargs)
+            return self._compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             cause = str(error).strip().splitlines()
             raise CompileError(

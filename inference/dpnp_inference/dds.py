@@ -202,7 +202,7 @@ class DDSDDIM(_DDS):
     the trained prior (``benchmarks/denoising_samplers.py``): at most 4.4% for η below a third of the spread (9% on the mixture of
     images), 5 to 8% above, where 8 calls throughout give 8 to 22%. No smaller scale of the prior enters, since images have
     directions of every scale. Another ``tolerance`` than 0.05 multiplies the number by :math:`(0.05/\text{tolerance})^{2/3}`, 3 calls
-    at least: the error falls as the number to the power of -1.3 to -1.7 on the trained prior (same file, last table).
+    at least: the error falls as the number to the power of -1.3 to -1.7 on the trained prior (same file).
 
     Attributes:
         calls: network calls a draw at most (``heun`` makes an odd number); ``auto`` as above.

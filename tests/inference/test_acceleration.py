@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from dpnp_inference import Annealing, DPnP, acceleration, cli
 from dpnp_inference.acceleration import Batched, CompileError, Fitting, accelerate, images_that_fit, in_batches
 from dpnp_inference.configuration import Configuration
+from dpnp_inference.fingerprint import describe
 from dpnp_shared.analytic import GaussianMixturePrior
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.networks import UNet
@@ -229,3 +230,9 @@ def test_the_command_line_has_the_options(tmp_path, monkeypatch):
     )
     assert calls == [{"compile": "reduce-overhead", "channels_last": False}]
     assert (tmp_path / "run" / "mean.npy").is_file()
+
+
+def test_a_run_knows_whether_its_network_was_compiled(tiny):
+    eager = describe(tiny)
+    accelerate(tiny, compile="eager")
+    assert describe(tiny) == describe(tiny) != eager

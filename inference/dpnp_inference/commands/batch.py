@@ -50,8 +50,8 @@ FINISH = ".finish"  # claimed by the process that makes the tables
 LEAST_INTERVAL, SHARE = 10.0, 50  # the manifest is made every 10 s, or so seldom that it takes 1/50 of the time
 # what the results do not depend on
 SAME_RESULTS = (
-    "measurements", "images", "pattern", "recursive", "split", "column", "name_column", "batch_size", "device", "output", "overwrite",
-    "trusted_modules", "processes", "retries", "stale", "picture", "merge", "fresh", "status", "json",
+    "measurements", "images", "pattern", "recursive", "split", "column", "name_column", "batch_size", "compile", "channels_last", "device",
+    "output", "overwrite", "trusted_modules", "processes", "retries", "stale", "picture", "merge", "fresh", "status", "json",
 )  # fmt: skip
 
 
