@@ -333,8 +333,8 @@ def exactness(record: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> list
         (
             "number of draws",
             LIMIT,
-            "mean, standard deviation and quantiles have a Monte Carlo error, which the diagnosis gives; intervals between order statistics "
-            "hold their level at any number of draws.",
+            "mean, standard deviation and quantiles have a Monte Carlo error, which the diagnosis gives; intervals between order "
+            "statistics hold their level at any number of draws.",
         )
     )
     return rows
