@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +33,7 @@ class Sweep(NamedTuple):
         eta: coupling, in image units.
         network_calls: calls made for this batch so far.
         info: what the proximal sampler did.
-        standing: of a population, its ``level``, and its ``ESS`` (part of the particles) and ``founders`` there.
+        standing: of a population its ``level``, and its ``ESS`` (part of the particles) and ``founders`` there.
     """
 
     chains: range
@@ -43,7 +42,7 @@ class Sweep(NamedTuple):
     eta: float
     network_calls: int
     info: ProximalInfo
-    standing: Mapping[str, float] = MappingProxyType({})
+    standing: Mapping[str, float] | None = None
 
 
 OnSweep = Callable[[Sweep], None]

@@ -329,6 +329,14 @@ def exactness(record: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> list
             else "weights make up for the path's pace; their error falls with the number of particles.",
         )
     )
+    rows.append(
+        (
+            "number of draws",
+            LIMIT,
+            "mean, standard deviation and quantiles have a Monte Carlo error, which the diagnosis gives; intervals between order "
+            "statistics hold their level at any number of draws.",
+        )
+    )
     return rows
 
 

@@ -121,8 +121,8 @@ class ProgressBar:
         for name in ("acceptance", "residual"):
             if any(getattr(sweep.info, name) is not None for sweep in shown):
                 columns.append((name, [_of_step(sweep, name) for sweep in shown]))
-        for name in {name: None for sweep in shown for name in sweep.standing}:
-            columns.append((name, [_number(sweep.standing.get(name)) for sweep in shown]))
+        for name in {name: None for sweep in shown for name in sweep.standing or {}}:
+            columns.append((name, [_number((sweep.standing or {}).get(name)) for sweep in shown]))
         done = len(self._batches) - len(shown)
         earlier = f"{done} earlier batches · " if done else ""
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -153,7 +153,7 @@ def describe_sweep(sweep: Sweep) -> str:
         for name in ("acceptance", "residual")
         if getattr(sweep.info, name) is not None
     ]
-    parts += [f"{name} {_number(value)}" for name, value in sweep.standing.items()]
+    parts += [f"{name} {_number(value)}" for name, value in (sweep.standing or {}).items()]
     return " · ".join(parts)
 
 
