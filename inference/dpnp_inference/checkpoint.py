@@ -34,7 +34,7 @@ class FolderLock:
     """A folder that belongs to one process; the system gives it back when that process ends, however it ends.
 
     Args:
-        folder: made if need be, and removed again if nothing else is in it.
+        folder: made if need be, and removed again, with what was made above it, if nothing else is in it.
         patience: seconds to wait for another process.
 
     Raises:
@@ -44,8 +44,10 @@ class FolderLock:
     def __init__(self, folder: Path, *, patience: float = 0.0) -> None:
         self.folder, self.patience = folder, patience
         self._lock = FileLock(folder / LOCK)
+        self._made: list[Path] = []
 
     def __enter__(self) -> Self:
+        self._made = [above for above in self.folder.absolute().parents if not above.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=self.patience)
@@ -64,6 +66,9 @@ class FolderLock:
             for name in (OWNER, LOCK):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
+            for above in self._made:
+                if not any(above.iterdir()):
+                    above.rmdir()
         self._lock.release()
 
     def _owner(self) -> str:

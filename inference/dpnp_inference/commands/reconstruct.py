@@ -38,6 +38,7 @@ from dpnp_shared.randomness import derive_seed
 
 log = logging.getLogger(__name__)
 
+ABOUT_THIS_CALL = ("json", "fresh", "extend")  # options that do not belong to a run
 STATES = ".state"  # ends the name of the folder that a run's state is in
 
 
@@ -148,6 +149,7 @@ def prepare(settings: Reconstruction) -> Prepared:
 
 def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: list[str]) -> None:
     """One reconstruction, from the settings to the folder; or what is left of one that was interrupted."""
+    config = {name: value for name, value in config.items() if name not in ABOUT_THIS_CALL}
     demo, named = settings.measurement is None and settings.image is None, settings.output is not None
     if settings.output is None:
         settings.output = "outputs/demo" if demo else time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
