@@ -133,7 +133,7 @@ def photograph(browser: webdriver.Chrome, first: str, last: str, file: Path, *, 
     clip |= {"width": width + 2 * margin, "height": bottom + margin - clip["y"]}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
     with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+        picture.convert("RGB").save(file, optimize=True)
     size = file.stat().st_size
     if size > MOST_BYTES:
         raise RuntimeError(f"{file} has {size} bytes; allowed are {MOST_BYTES}")
