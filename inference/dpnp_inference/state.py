@@ -181,7 +181,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def bytes_of(x: Tensor) -> Any:
     """A tensor's numbers as bytes, for a hash."""
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return x.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -32,6 +32,8 @@ from dpnp_shared.operators import (
     Compose,
     CompressedSensing,
     Convolution,
+    CubicAverages,
+    DarcyFlow,
     DitheredQuantisation,
     ExternalProgram,
     FanBeamCT,
@@ -44,6 +46,7 @@ from dpnp_shared.operators import (
     LinearCompose,
     LinearOperator,
     LinearStack,
+    LocalAverages,
     LogClosureAmplitudes,
     MatrixOperator,
     MotionBlur,
@@ -130,7 +133,7 @@ class Case(NamedTuple):
     gram_function: bool = True  # of a linear operator: functions of A^T A in closed form
     differentiable: bool = True
     checks_shape: bool = True  # refuses images of another shape
-    cpu_only: bool = False  # leaves PyTorch
+    cpu_only: bool = False  # leaves PyTorch, or has as many iterations as the data need
     norm_error: float = 1e-5  # relative, of the norm; larger where two singular values are close
 
 
@@ -252,6 +255,15 @@ OPERATORS = {
     "stack": Case(
         Stack,
         {"operators": [part(HighDynamicRange), part(CodedDiffraction, image_shape=[2, 3, 4], masks=1)]},
+    ),
+    "local_averages": Case(
+        LocalAverages, {"image_shape": [1, 5, 4], "points": [[0.2, 0.3], [0.5, 0.9]], "width": 0.2}, gram_function=False
+    ),
+    "cubic_averages": Case(
+        CubicAverages, {"image_shape": [1, 5, 4], "points": [[0.2, 0.3], [0.5, 0.9]], "width": 0.2, "cubic": 0.5}
+    ),
+    "darcy": Case(
+        DarcyFlow, {"image_shape": [1, 5, 4], "points": [[0.2, 0.3], [0.5, 0.9]], "tolerance": 1e-12}, cpu_only=True
     ),
     "identity": Case(Identity, {"image_shape": [2, 3, 4]}),
     "zero_padding": Case(ZeroPadding, {"image_shape": [2, 3, 4], "padding": [1, 0, 2, 3]}),

@@ -80,7 +80,8 @@ class DarcyFlow(Operator):
     def pressure(self, x: Tensor) -> Tensor:
         """The whole pressure, ``(B, H, W)`` in double precision, of ``x`` ``(B, 1, H, W)``; errors as in :meth:`forward`."""
         self._check_image(x)
-        solved: Tensor = _Solve.apply(x[:, 0].double(), self.source.double(), self.tolerance, self.most_iterations)
+        u = x[:, 0].double()
+        solved: Tensor = _Solve.apply(u, self.source.double().expand_as(u), self.tolerance, self.most_iterations)
         return solved
 
 
@@ -89,20 +90,20 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, f: Tensor, tolerance: float, most_iterations: int) -> Tensor:
-        p = solve(x, f.expand_as(x), tolerance, most_iterations)
+        p = solve(x, f, tolerance, most_iterations)
         ctx.save_for_backward(x, p)
         ctx.settings = (tolerance, most_iterations)
         return p
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, p = ctx.saved_tensors
-        adjoint = solve(x, g, *ctx.settings)
+        twice = torch.is_grad_enabled()  # the gradient is itself to be differentiated
+        adjoint: Tensor = _Solve.apply(x, g, *ctx.settings)  # A is symmetric
         with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(-(adjoint * flow(faces(x), p)).sum(), x)
-        return gradient, None, None, None
+            at = x.clone() if twice and x.requires_grad else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(-(adjoint * flow(faces(at), p)).sum(), at, create_graph=twice)
+        return gradient, adjoint if ctx.needs_input_grad[1] else None, None, None
 
 
 Faces = tuple[Tensor, Tensor]
