@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -503,6 +504,15 @@ def test_files_keep_their_names():
         open_items("no/such/thing", argument="images")
     with pytest.raises(ValueError, match=r"images = 'config\.yaml'; allowed are"):
         open_items("config.yaml", argument="images")
+
+
+def test_medical_files_have_their_units():
+    Path("scans").mkdir()
+    pixels = np.array([[0.0, 255.0], [63.75, 127.5]], dtype=np.float32)  # of the card's source range, 0 to 255
+    nibabel.save(nibabel.Nifti1Image(pixels, np.eye(4)), "scans/a.nii.gz")
+    Path("scans/notes.txt").write_text("no scan")
+    assert run(source=("--images", "scans")) == 0
+    assert sorted(np.load("out/items/a/truth.npy").flatten()) == [-1.0, -0.5, 0.0, 1.0]
 
 
 def test_an_array_file_holds_many():

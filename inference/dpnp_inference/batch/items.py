@@ -19,7 +19,7 @@ from numpy.lib.format import MAGIC_PREFIX
 from PIL import Image
 from torch import Tensor
 
-from dpnp_inference.files import picture_tensor, read_tensor
+from dpnp_inference.files import is_medical, picture_tensor, read_tensor
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,15 @@ class Files:
             inner = file.relative_to(folder)
             if not file.is_file() or any(part.startswith(".") for part in inner.parts):
                 continue
-            if not any_kind and file.suffix.lower() not in readable:
+            if not (any_kind or file.suffix.lower() in readable or is_medical(file)):
                 others += 1
                 continue
-            name = _file_name("__".join(inner.with_suffix("").parts))
+            bare = (
+                inner.with_suffix("").with_suffix("")
+                if inner.name.lower().endswith(".nii.gz")
+                else inner.with_suffix("")
+            )
+            name = _file_name("__".join(bare.parts))
             if name in self.files:
                 raise ValueError(f"{self.files[name]} and {file} would both be the item {name!r}; choose by pattern")
             self.files[name] = file

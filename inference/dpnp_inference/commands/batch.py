@@ -340,16 +340,17 @@ class Job:
         dpnp, card, settings = self.dpnp, self.card, self.settings
         stamp, digest = self.items.stamp(name), self.items.digest(name)
         stored = self.items.read(name)
+        source = str(self.items.where(name).get("file", name))
         if self.items.stamp(name) != stamp:
             raise ValueError("it changed while it was read")
         seed = item_seed(settings.seed, name)
         truth = None
         if settings.measurements is None:
-            truth = as_image(stored, 0, dpnp.image_shape, card, name).to(device=dpnp.device, dtype=dpnp.dtype)
+            truth = as_image(stored, 0, dpnp.image_shape, card, source).to(device=dpnp.device, dtype=dpnp.dtype)
             generator = torch.Generator().manual_seed(derive_seed(seed, 2**32))  # as for a single reconstruction
             y = dpnp.forward_model.simulate(truth[None], generator=generator)[0]
         else:
-            y = as_measurement(stored, dpnp.forward_model, card, name)
+            y = as_measurement(stored, dpnp.forward_model, card, source)
         posterior = dpnp.sample(
             y,
             chains=settings.chains,
