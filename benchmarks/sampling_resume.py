@@ -79,7 +79,7 @@ def kill_at_random(folder: Path, processes: int, kills: int, seed: int) -> list[
     """
     draw, hit = random.Random(seed), list[str]()
     process = start(folder, "killed", processes)
-    for _ in range(kills):
+    while len(hit) < kills and process.poll() is None:
         states, iterations = written(folder), draw.randint(1, 3)
         who, delay = draw.randrange(processes + 1 if processes > 1 else 1), draw.uniform(0, 0.3)
         while iterations and process.poll() is None:
@@ -89,8 +89,8 @@ def kill_at_random(folder: Path, processes: int, kills: int, seed: int) -> list[
             time.sleep(0.005)
         time.sleep(delay)
         target = process_of(folder, process, who)
-        if process.poll() is not None or target is None:
-            break
+        if process.poll() is not None or target is None:  # it is at its end, or a worker is only starting
+            continue
         try:
             os.kill(target, signal.SIGKILL)
         except ProcessLookupError:  # a worker that has ended by itself
