@@ -35,7 +35,7 @@ from dpnp_shared.prior import Prior, locate
 from dpnp_shared.task import Gram, Task, TaskCard, TaskDenoiser, TrainedTaskDenoiser
 
 SHAPE, NOISE = (1, 28, 28), 0.05
-CHAINS, TIMED_CHAINS = 19, 8
+CHAINS = 19
 WORK, SLOWER = 10, 100
 SOLVERS = ("UCoS", "DPnP", "DPS")
 PRIOR: Prior
@@ -131,11 +131,11 @@ def run_cell(kind: str, task: str, name: str, number: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     _, y = measure(task, 0)
     samplers = {slower: sampler(name, forward_model(task, slower), task, short=True) for slower in (1, SLOWER)}
-    PRIOR(torch.zeros(TIMED_CHAINS, *SHAPE), 1.0)  # warm-up
+    PRIOR(torch.zeros(CHAINS, *SHAPE), 1.0)  # warm-up
     figures: dict[str, Any] = {}
     for slower in sorted(samplers, reverse=bool(number % 2)):
         wall, processor = time.perf_counter(), time.process_time()
-        posterior = samplers[slower].sample(y, chains=TIMED_CHAINS, seed=number)
+        posterior = samplers[slower].sample(y, chains=CHAINS, seed=number)
         figures[f"{slower}"] = {
             "seconds": {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor},
             "network_calls": posterior.diagnostics["network_calls"],
@@ -150,7 +150,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for key, figures in results.items():
         cells.setdefault(tuple(key.split("/")[:3]), []).append(figures)
     lines = [
-        f"Time of {TIMED_CHAINS} draws with the map and with one that is {SLOWER} times slower, on one core, in processor seconds, "
+        f"Time of {CHAINS} draws with the map and with one that is {SLOWER} times slower, on one core, in processor seconds, "
         "medians over rounds; the ratio within a round, median (smallest to largest), of processor and of wall time. Calls of the map "
         "(adjoints count as one) and of the network, each for all chains at once. DPnP and DPS take fewer steps here than by default.\n",
         "| solver | rounds | network calls | map calls | seconds | with the slow map | ratio | ratio of wall times |",
@@ -214,7 +214,7 @@ def main() -> None:
     header = {
         "prior": Prior.from_pretrained(arguments.prior).card.sha256,
         "slower": SLOWER,
-        "chains": [CHAINS, TIMED_CHAINS],
+        "chains": CHAINS,
     }
     results = run_cells(
         run_cell, cells, arguments, header=header, start=start, start_arguments=(arguments.prior, folders)

@@ -1,5 +1,6 @@
 """Loader processes read from disk and share the pages: none holds a copy of the data."""
 
+import gc
 import io
 import pickle
 import re
@@ -33,6 +34,7 @@ class Probe(Dataset):
 
     def __getitem__(self, index):
         self.images[0]  # what the decoding itself needs is not the data
+        gc.collect()  # nor are the pages of the forked process that a collection in between would write to
         before = private_megabytes()
         kept, read = [], 0
         for i in range(len(self.images)):
