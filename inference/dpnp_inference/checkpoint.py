@@ -48,16 +48,20 @@ class FolderLock:
 
     def __enter__(self) -> Self:
         self._made = [above for above in self.folder.absolute().parents if not above.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=self.patience)
-        except Timeout as error:
-            raise RunError(
-                f"{self.folder} is in use by {self._owner()}; wait for it, or choose another output"
-            ) from error
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
-        (self.folder / OWNER).write_text(json.dumps(owner) + "\n", encoding="utf-8")
-        return self
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=self.patience)
+                (self.folder / OWNER).write_text(json.dumps(owner) + "\n", encoding="utf-8")
+            except Timeout as error:
+                raise RunError(
+                    f"{self.folder} is in use by {self._owner()}; wait for it, or choose another output"
+                ) from error
+            except FileNotFoundError:  # whoever had the folder has just removed it
+                self._lock.release()
+            else:
+                return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -206,7 +206,7 @@ def test_a_result_does_not_depend_on_who_makes_it(monkeypatch):
 
 
 def test_what_goes_wrong_in_sampling_is_the_items_own(monkeypatch, capsys):
-    sample = DPnP.sample
+    task = DPnP.task
     calls = []
 
     def broken(self, y, **kwargs):
@@ -217,9 +217,9 @@ def test_what_goes_wrong_in_sampling_is_the_items_own(monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory")
         if y[0] == 3 and calls.count(3.0) == 1:
             raise RuntimeError("for once")
-        return sample(self, y, **kwargs)
+        return task(self, y, **kwargs)
 
-    monkeypatch.setattr(DPnP, "sample", broken)
+    monkeypatch.setattr(DPnP, "task", broken)
     assert run("--retries", "1") == 3
     assert calls == [0, 1, 2, 3, 4, 5, 1, 2, 3]
     found = states()
@@ -245,7 +245,7 @@ def test_an_interrupted_run_gives_its_item_up(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(DPnP, "sample", stop)
+    monkeypatch.setattr(DPnP, "task", stop)
     assert run() == 128 + signal.SIGTERM
     assert os.listdir("out/claims") == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -351,6 +351,52 @@ def test_what_dead_processes_leave_is_removed():
     assert os.listdir("out/claims") == ["y2.1"]
     assert [file.name for file in Path("out/items").glob(".*")] == [".y2.abc"]
     assert sorted(file.name for file in Path("out").glob(".*")) == sorted([f".manifest.json.elsewhere.{pid}"])
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A batch that was interrupted after two iterations of y2; then, the iterations that are done from there on."""
+    iterations = []
+
+    def interrupt(overview, sweep):
+        if overview._name == "y2" and sweep.iteration == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Overview, "sweep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("--checkpoint_every", "0", "--draws", "3")
+    monkeypatch.setattr(Overview, "sweep", lambda overview, sweep: iterations.append((overview._name, sweep.iteration)))
+    assert os.listdir("out/states") == ["y2"]
+    return iterations
+
+
+def test_an_interrupted_item_goes_on(stopped):
+    assert run("--checkpoint_every", "0", "--draws", "3") == 0
+    assert stopped[0] == ("y2", 2)
+    assert not Path("out/states").exists()
+    assert run("--draws", "3", "--output", "whole") == 0
+    for i in range(6):
+        assert torch.equal(samples(f"y{i}"), samples(f"y{i}", "whole"))
+
+
+def test_an_item_that_is_another_now_begins_anew(stopped, caplog):
+    np.save("y/y2.npy", np.array([0.0, 1.0, 2.0]))
+    assert run("--checkpoint_every", "0", "--draws", "3") == 0
+    assert stopped[0] == ("y2", 1)
+    assert "y2 begins anew" in caplog.text
+    assert "measurement" in caplog.text
+
+
+def test_statistics_and_reports():
+    assert run("--keep", "statistics", "--draws", "3", "--report", "true") == 0
+    assert run("--draws", "3", "--output", "whole") == 0
+    for name, state in states().items():
+        posterior = Posterior.load(f"out/items/{name}")
+        assert posterior.samples.shape[1] == 1
+        torch.testing.assert_close(posterior.mean, Posterior.load(f"whole/items/{name}").mean)
+        assert "<html" in Path(f"out/items/{name}/report.html").read_text()
+        assert state["verdict"]
 
 
 def test_an_item_at_which_processes_die_has_failed():

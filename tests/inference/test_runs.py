@@ -3,6 +3,8 @@
 import json
 import logging
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -295,6 +297,23 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 def test_two_runs_do_not_use_one_folder(tmp_path):
     with FolderLock(tmp_path / "state"), pytest.raises(RunError, match=r"in use by process \d+ on "):
         sampler().sample(Y, **HOW, checkpoint=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_folder_that_comes_and_goes_belongs_to_one_at_a_time(tmp_path):
+    inside, most = 0, 0
+
+    def enter(_):
+        nonlocal inside, most
+        with FolderLock(tmp_path / "state", patience=60):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.002)
+            inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(40)))
+    assert most == 1
     assert not (tmp_path / "state").exists()
 
 

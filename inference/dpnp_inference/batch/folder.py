@@ -6,6 +6,7 @@
     items/NAME/           the run of a finished item, with its record item.json: the folder comes into being as a whole
     failures/NAME.json    the record of a failed item; NAME.txt is the traceback
     claims/NAME.1         who is at it
+    states/NAME/          from where an item goes on that was interrupted
     manifest.json, results.csv, results.parquet, merged.npz
 
 Nothing is written by two processes but the last line's files, which any process can make again from the records at any time, and
@@ -36,7 +37,7 @@ BATCH, MANIFEST, RECORD = "batch.json", "manifest.json", "item.json"
 TABLE, PARQUET, MERGED = "results.csv", "results.parquet", "merged.npz"
 STATES = ("done", "failed", "running", "pending")
 COLUMNS = ("item", "state", "attempts", "seconds", "network_calls")  # then scores, then
-LAST_COLUMNS = ("warnings", "worker", "device", "finished", "error")
+LAST_COLUMNS = ("verdict", "warnings", "worker", "device", "finished", "error")
 
 Record = dict[str, Any]
 
@@ -52,6 +53,7 @@ class BatchFolder:
     def __init__(self, path: Path, configuration: str) -> None:
         self.path, self.configuration = path, configuration
         self.items, self.failures, self.claims = path / "items", path / "failures", path / "claims"
+        self.unfinished = path / "states"
 
     @classmethod
     def open(cls, path: Path, same: Record, *, fresh: bool) -> BatchFolder:
@@ -118,6 +120,14 @@ class BatchFolder:
         """Remove the record of a failure, of an item that is finished now."""
         for suffix in (".json", ".txt"):
             (self.failures / f"{name}{suffix}").unlink(missing_ok=True)
+
+    def states_of(self, name: str) -> Path:
+        """The folder for the state of an item that is not done."""
+        return self.unfinished / name
+
+    def forget(self, name: str) -> None:
+        """Remove the state of an item that is done, has failed, or begins anew."""
+        shutil.rmtree(self.states_of(name), ignore_errors=True)
 
     def states(self, names: Sequence[str]) -> dict[str, Record]:
         """State and figures of each item, by name."""
@@ -194,6 +204,12 @@ class BatchFolder:
                 del claimed[name]
                 for file in files:
                     file.unlink(missing_ok=True)
+        if self.unfinished.is_dir():
+            for states in self.unfinished.iterdir():
+                if states.name not in claimed:
+                    self.forget(states.name)
+            if not any(self.unfinished.iterdir()):
+                self.unfinished.rmdir()
         for staged in self.items.glob(".*"):
             if staged.name[1:].rpartition(".")[0].removesuffix(".old") not in claimed:
                 shutil.rmtree(staged, ignore_errors=True)

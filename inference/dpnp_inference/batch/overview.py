@@ -48,7 +48,7 @@ class Overview(Live):
     def line(self, text: str, *, always: bool) -> None:
         """A line about an item; on a terminal only those that are ``always`` shown, above the overview."""
         if not self.is_live:
-            print(text, flush=True)
+            print(f"{text}\n", end="", flush=True)  # one write, since processes share the output
         elif always:
             self.progress.console.print(text, markup=False, highlight=False)
 

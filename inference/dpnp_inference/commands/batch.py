@@ -32,11 +32,13 @@ from dpnp_inference.batch.folder import RECORD, BatchFolder, Record, count_state
 from dpnp_inference.batch.items import Items, open_items
 from dpnp_inference.batch.overview import Overview, describe, status_table
 from dpnp_inference.batch.workers import Team, Worker, count_processes, device_of, ends_by_signal, find_worker
-from dpnp_inference.commands.reconstruct import Reconstruction, score, write_run
+from dpnp_inference.checkpoint import Checkpoints, RunError
+from dpnp_inference.commands.reconstruct import Reconstruction, check_stateless, judge, score, write_run
 from dpnp_inference.configuration import Configuration, bundled_images, identity, provenance
-from dpnp_inference.dpnp import DPnP
+from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP, OnSweep
 from dpnp_inference.files import as_image, as_measurement
 from dpnp_inference.posterior import Posterior
+from dpnp_inference.runs import Run
 from dpnp_shared.folders import staged_folder
 from dpnp_shared.prior import PriorCard
 from dpnp_shared.randomness import derive_seed
@@ -51,7 +53,8 @@ LEAST_INTERVAL, SHARE = 10.0, 50  # the manifest is made every 10 s, or so seldo
 # what the results do not depend on
 SAME_RESULTS = (
     "measurements", "images", "pattern", "recursive", "split", "column", "name_column", "batch_size", "compile", "channels_last", "device",
-    "output", "overwrite", "trusted_modules", "processes", "retries", "stale", "picture", "merge", "fresh", "status", "json",
+    "output", "overwrite", "trusted_modules", "processes", "retries", "stale", "picture", "report", "merge", "fresh", "status", "json",
+    "checkpoint_every",
 )  # fmt: skip
 
 
@@ -78,6 +81,10 @@ class Batch(Configuration):
         thin: iterations between two draws of a chain.
         level: of the intervals whose coverage is reported.
         picture: draw a picture of each item.
+        report: diagnose each item, and write report.html into its folder.
+        keep: of each item all draws; statistics of all of them and each chain's last one; or statistics and so many draws of each chain.
+        checkpoint_every: seconds from one state of an item to the next, from which it goes on if it was interrupted; 0 for one after each
+            iteration.
         processes: started on this host, each with a device of its own or its share of the cores; auto starts one for each accelerator.
         retries: how often an item that has failed is tried again in this run; in the next run of the same command it is in any case.
         stale: seconds without a sign of life after which a process of another host counts as dead; of this host that is known at once.
@@ -102,6 +109,9 @@ class Batch(Configuration):
     thin: int = 1
     level: float = 0.9
     picture: bool = True
+    report: bool = False
+    keep: Literal["all", "statistics"] | int = "all"
+    checkpoint_every: float = CHECKPOINT_EVERY
     processes: int | Literal["auto"] = 1
     retries: int = 0
     stale: float = 120.0
@@ -143,6 +153,8 @@ def batch(settings: Batch, config: dict[str, Any], arguments: list[str]) -> None
         name_column=settings.name_column,
     )
     dpnp, card = settings.sampler(demo=demo)
+    if isinstance(dpnp, Baseline):
+        check_stateless(dpnp, keep=settings.keep)
     same = identity(settings, card, config, unlike=SAME_RESULTS) | {"items are": argument}
     if settings.output is None:
         settings.output = f"outputs/batch_{hash_of([same, source])[:8]}"
@@ -304,12 +316,14 @@ class Job:
                 overview.line(f"lost {name}: this process was taken for dead, and another has the item", always=True)
                 return
             self.keep(result, record)
+            folder.forget(name)
         except OutputError:
             raise
         except Exception as error:  # whatever is wrong with an item is recorded, and the others go on
             record |= {"seconds": time.perf_counter() - started, "finished": now(), "error": _one_line(error)}
             if claims.holds(claim):
                 folder.fail(name, record, traceback.format_exc())
+                folder.forget(name)
                 overview.line(describe(name, {"state": "failed", **record}), always=True)
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -325,6 +339,9 @@ class Job:
         try:
             with staged_folder(self.folder.items / result.name) as staging:
                 result.write(staging)
+                if self.settings.report:
+                    diagnosis = judge(result.posterior, staging, report=True)
+                    record["verdict"] = None if diagnosis is None else diagnosis.verdict
                 (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             self.folder.forgive(result.name)
         except (OSError, SafetensorError) as error:
@@ -351,15 +368,7 @@ class Job:
             y = dpnp.forward_model.simulate(truth[None], generator=generator)[0]
         else:
             y = as_measurement(stored, dpnp.forward_model, card, source)
-        posterior = dpnp.sample(
-            y,
-            chains=settings.chains,
-            seed=seed,
-            draws=settings.draws,
-            thin=settings.thin,
-            batch_size=settings.batch_size,
-            on_sweep=overview.sweep,
-        )
+        posterior = self.draw(name, y, seed, overview.sweep)
         scores = {}
         if truth is not None:
             scores = score(posterior, truth.cpu(), card.value_range, dpnp.forward_model.operator, settings.level)
@@ -372,6 +381,32 @@ class Job:
             "warnings": posterior.diagnostics["warnings"],
         }
         return Result(self, name, y, truth, posterior, figures)
+
+    def draw(self, name: str, y: Tensor, seed: int, on_sweep: OnSweep) -> Posterior:
+        """The draws of an item; DPnP's go on from the item's last state if it was interrupted.
+
+        Raises:
+            ValueError: the measurement or an option does not fit the sampler.
+            SamplingError: sampling broke down.
+        """
+        dpnp, settings = self.dpnp, self.settings
+        assert dpnp is not None
+        sizes = {"chains": settings.chains, "seed": seed, "draws": settings.draws, "thin": settings.thin}
+        if isinstance(dpnp, Baseline):
+            return dpnp.sample(y, **sizes, batch_size=settings.batch_size, on_sweep=on_sweep)
+
+        def advance() -> Run:
+            task = dpnp.task(y, **sizes, batch_size=settings.batch_size, keep=settings.keep, on_sweep=on_sweep)
+            states = Checkpoints(self.folder.states_of(name), dpnp.settings(task), every=settings.checkpoint_every)
+            return dpnp.advance(task, states)
+
+        try:
+            run = advance()
+        except RunError as error:  # of another device or batch size, or of what the item was before
+            log.warning("%s begins anew: %s", name, error)
+            self.folder.forget(name)
+            run = advance()
+        return dpnp.finish(run)
 
     def finish(self, claims: Claims) -> None:
         """Make the tables, or wait until another process of this run has."""
@@ -515,7 +550,7 @@ def _check_options(settings: Batch) -> None:
         raise ValueError(
             "measurements and images were both given; give measurements, or clean images to simulate them from"
         )
-    for name, least in (("chains", 1), ("draws", 1), ("thin", 1), ("seed", 0), ("retries", 0)):
+    for name, least in (("chains", 1), ("draws", 1), ("thin", 1), ("seed", 0), ("retries", 0), ("checkpoint_every", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} = {getattr(settings, name)}; it must be at least {least}")
     if not settings.stale > 0:

@@ -166,7 +166,7 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         if not (named or demo or settings.fresh):
             settings.output = str(interrupted(task, Path(settings.output)))
     else:
-        check_stateless(settings, dpnp)
+        check_stateless(dpnp, extend=settings.extend, processes=settings.processes, keep=settings.keep)
     log.info("%s; %d chains", dpnp.plan, settings.chains)
     output = Path(settings.output)
     with FolderLock(state_folder(output)) as lock:
@@ -207,16 +207,20 @@ def reconstruct(settings: Reconstruction, config: dict[str, Any], arguments: lis
         _print_summary(posterior, scores, output, diagnosis)
 
 
-def check_stateless(settings: Reconstruction, solver: Baseline) -> None:
+def check_stateless(solver: Baseline, **options: Any) -> None:
     """Refuse what only DPnP's runs can do.
+
+    Args:
+        solver: another one.
+        options: of the command line, by name.
 
     Raises:
         ValueError: names the option.
     """
     for name, default in (("extend", False), ("processes", 1), ("keep", "all")):
-        if getattr(settings, name) != default:
+        if options.get(name, default) != default:
             raise ValueError(
-                f"{name} = {getattr(settings, name)!r} is for DPnP; with {type(solver).__name__} it must be {default!r}"
+                f"{name} = {options[name]!r} is for DPnP; with {type(solver).__name__} it must be {default!r}"
             )
 
 
