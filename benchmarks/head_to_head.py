@@ -2,9 +2,9 @@
 
     python benchmarks/head_to_head.py --jobs 2
 
-**Solvers**: DPnP as single chains, as a population and with replica exchange (mixture only), PnP-DM, PiGDM, DDRM, DiffPIR, DPS, DAPS,
-LGD-MC. A solver that a problem is not for is shown as such. UCoS (needs a denoiser trained for the operator), NonlinearCT (needs a scan)
-and the function-space samplers have benchmarks of their own: ucos.py, tomography.py, function_space.py.
+**Solvers**: DPnP as single chains, as a population and with replica exchange (both on the mixture only), PnP-DM, PiGDM, DDRM, DiffPIR,
+DPS, DAPS, LGD-MC. A solver that a problem is not for is shown as such. UCoS (needs a denoiser trained for the operator), NonlinearCT
+(needs a scan) and the function-space samplers have benchmarks of their own: ucos.py, tomography.py, function_space.py.
 
 **Problems**: (a) mixtures of 25 separated modes whose posterior is known exactly (mixture.py), with d = 8 and 80 entries, m = 1 and 2
 measurements: sliced Wasserstein-1 distance of 1,000 draws to 1,000 exact ones; total variation between the modes' exact weights and
@@ -19,7 +19,7 @@ d = 8 and d = 80 apart) or CRPS (images, for each problem apart) is taken. DPnP 
 **Budget**: on the mixture steps are cheap, and are those of the search space. On images each draw may cost at most ``--budget`` calls of
 the network, one that is differentiated counting as 3; where published steps do not fit (PnP-DM has 100 iterations of up to 100, DPS and
 LGD-MC 1,000 with gradient, DAPS 1,000) there are as many as fit. ``--budget published`` takes the published ones, at several times the
-cost. A population decides its steps itself, so that only its start and sweeps are chosen to fit; what it made is shown.
+cost. A population and replica exchange decide their steps themselves, and are not run on images: tables say so.
 
 All seeds are fixed here. A run that raises an error (a chain that diverges) or gives numbers that are not finite is a failure: it is
 counted and shown, and means are over the others. Finished cells are kept in ``benchmarks/results/head_to_head.json``, from where an
@@ -187,16 +187,18 @@ class Contender:
     Attributes:
         make: the solver of a prior, a forward model, settings and a budget.
         mixture: settings tried there, the published ones first.
-        images: likewise, none where the solver is not run.
+        images: likewise; or why the solver is not run there.
     """
 
     make: Callable[[Denoiser, ForwardModel, Settings, int | None], Draw]
     mixture: tuple[Settings, ...]
-    images: tuple[Settings, ...]
+    images: tuple[Settings, ...] | str
 
     def space(self, part: str) -> tuple[Settings, ...]:
         """Settings tried on the mixture or on images."""
-        return self.mixture if part == "mixture" else self.images
+        if part == "mixture":
+            return self.mixture
+        return () if isinstance(self.images, str) else self.images
 
 
 # fmt: off
@@ -210,18 +212,17 @@ SOLVERS: dict[str, Contender] = {
     "DPnP population": Contender(
         make_population,
         ({}, {"dds": "ddpm"}, {"start": 16}, {"ess": 0.9}, {"sweeps": 2}, {"start": 16, "ess": 0.9}),
-        ({}, {"dds": "ddpm"}, {"start": 4, "final": 8}, {"start": 4, "sweeps": 2}, {"start": 1, "final": 16},
-         {"start": 4, "dds": "ddpm", "final": 8}),
+        "a handful of particles cannot carry weights, and the weights decide the steps: nonlinear problems take several times the budget",
     ),
     "DPnP replica exchange": Contender(
         make_replicas,
         ({}, {"dds": "ddpm"}, {"burn_in": 100}, {"thin": 4}, {"step": 1.3}, {"burn_in": 100, "thin": 4}),
-        (),
+        "50 sweeps of burn-in at each of its couplings are many times the budget",
     ),
     "PnPDM": Contender(
         make_pnpdm,
-        ({}, {"rho": 50.0}, {"rho_min_in_noise": 0.5}, {"rho": 50.0, "rho_min_in_noise": 0.5}, {"rho": 50.0, "decay": 0.95},
-         {"rho": 50.0, "rho_min_in_noise": 0.2}),
+        ({}, {"rho": 50.0}, {"rho_min_in_noise": 0.5}, {"rho": 50.0, "rho_min_in_noise": 0.5}, {"rho": 200.0, "rho_min_in_noise": 0.5},
+         {"rho": 200.0, "decay": 0.95, "rho_min_in_noise": 0.5}),
         ({}, {"rho_min": 0.1}, {"rho_min_in_noise": 0.5, "step_in_noise": 0.3}, {"rho_min_in_noise": 0.25, "step_in_noise": 0.3},
          {"rho_min_in_noise": 0.5, "iterations": 40, "step_in_noise": 0.3},
          {"rho_min_in_noise": 0.5, "process": "vp", "step_in_noise": 0.3}),
@@ -251,8 +252,8 @@ SOLVERS: dict[str, Contender] = {
     ),
     "DAPS": Contender(
         make_daps,
-        ({}, {"steps": 50, "step_in_noise": 0.3}, {"steps": 50, "power": 1.0, "step_in_noise": 0.03},
-         {"steps": 50, "power": 1.0, "step_in_noise": 0.1}, {"steps": 50, "power": 1.0, "step_in_noise": 0.3},
+        ({}, {"steps": 50, "step_in_noise": 0.3}, {"steps": 50, "power": 1.0, "step_in_noise": 0.1},
+         {"steps": 50, "power": 1.0, "step_in_noise": 0.3}, {"steps": 50, "power": 1.0, "step_in_noise": 0.3, "sigma_max": 300.0},
          {"steps": 50, "power": 5.0, "step_in_noise": 0.3}),
         ({}, {"step_in_noise": 0.3}, {"power": 1.0, "step_in_noise": 0.1}, {"power": 1.0, "step_in_noise": 0.3},
          {"power": 5.0, "step_in_noise": 0.3}, {"power": 1.0, "step_in_noise": 0.1, "ode_steps": 2}),
@@ -425,7 +426,7 @@ def tuning_cells(arguments: argparse.Namespace, budget: int | None) -> dict[str,
                 for number, problem in enumerate(MIXTURE_TUNING[group]):
                     name = f"tuning/mixture/{group}/{solver}/{trial}/{number}"
                     cells[name] = ("mixture", solver, settings, problem, TUNING_DRAWS)
-        for trial, settings in enumerate(SOLVERS[solver].images):
+        for trial, settings in enumerate(SOLVERS[solver].space("images")):
             for problem in arguments.image_problems:
                 for number, seed in enumerate(IMAGE_TUNING):
                     name = f"tuning/images/{problem}/{solver}/{trial}/{number}"
@@ -438,14 +439,14 @@ def run_cell(part: str, *rest: Any) -> dict[str, Any]:
 
 
 def trials(results: dict[str, Any], part: str, group: str, solver: str) -> list[tuple[int, float]]:
-    """Of each setting: failures, and the mean criterion of the other tuning problems (infinite if there is none)."""
+    """Of each setting: problems without a result, and the mean criterion of the other tuning problems (infinite if there is none)."""
     numbers = len(MIXTURE_TUNING[group]) if part == "mixture" else len(IMAGE_TUNING)
     found = []
     for trial in range(len(SOLVERS[solver].space(part))):
         names = (f"tuning/{part}/{group}/{solver}/{trial}/{number}" for number in range(numbers))
         rows = [results[name] for name in names if name in results]
         values = [row[CRITERION[part]] for row in rows if CRITERION[part] in row]
-        found.append((len(rows) - len(values), float(np.mean(values)) if values else math.inf))
+        found.append((numbers - len(values), float(np.mean(values)) if values else math.inf))
     return found
 
 
@@ -472,7 +473,7 @@ def evaluation_cells(
     for seed in range(arguments.images):
         for problem in arguments.image_problems:
             for solver in arguments.solvers:
-                if space := SOLVERS[solver].images:
+                if space := SOLVERS[solver].space("images"):
                     settings = space[best(results, "images", problem, solver)]
                     name = f"images/{problem}/{solver}/{seed}"
                     cells[name] = ("images", solver, settings, problem, seed, CHAINS, budget)
@@ -541,8 +542,11 @@ def table_of(
     for solver in solvers:
         rows = rows_of(results, part, problem, solver)
         runs = len(rows.finished) + len(rows.failed)
-        if rows.inapplicable:
-            lines.append(f"| {solver} | not applicable: {rows.inapplicable} {'| ' * (len(figures) + 6)}|")
+        why = rows.inapplicable and f"not applicable: {rows.inapplicable}"
+        if part == "images" and isinstance(reason := SOLVERS[solver].images, str):
+            why = f"not run: {reason}"
+        if why:
+            lines.append(f"| {solver} | {why} {'| ' * (len(figures) + 6)}|")
         elif runs:
             shown = " | ".join(rows.shown(figure, digits) for figure, (_, digits) in figures.items())
             cost = costs(rows) if rows.finished and solver != "floor" else " | " * (len(COSTS) - 1)
@@ -611,8 +615,8 @@ def tuning_table(results: dict[str, Any], arguments: argparse.Namespace) -> list
         "\n## Tuning\n",
         "The search spaces, published settings first, are the table `SOLVERS` of `benchmarks/head_to_head.py`. Criterion: mean sliced "
         f"W1 of {TUNING_DRAWS} draws over {len(MIXTURE_TUNING['8'])} mixtures, or CRPS of {TUNING_CHAINS} draws of {len(IMAGE_TUNING)} "
-        "image, none of them among those shown above. `{}` are the published settings, as far as they fit the budget; failures are those of all "
-        "settings tried.\n",
+        "image, none of them among those shown above. `{}` are the published settings, as far as they fit the budget; failures are those "
+        "of all settings tried.\n",
         "| problem | solver | chosen | criterion, published | criterion, chosen | failures |",
         "|---|---|---|---|---|---|",
     ]
@@ -625,13 +629,13 @@ def tuning_table(results: dict[str, Any], arguments: argparse.Namespace) -> list
             rows = [row for name, row in results.items() if name.startswith(prefix)]
             if not rows or any("inapplicable" in row for row in rows):
                 continue
-            chosen = best(results, part, group, solver)
+            chosen, failures = best(results, part, group, solver), sum("failed" in row for row in rows)
             name = f"mixture, d = {group}" if part == "mixture" else group
             values = " | ".join(
                 f"{found[trial][1]:.4f}" if math.isfinite(found[trial][1]) else "failed" for trial in (0, chosen)
             )
             lines.append(
-                f"| {name} | {solver} | `{json.dumps(space[chosen])}` | {values} | {sum(n for n, _ in found)} of {len(rows)} |"
+                f"| {name} | {solver} | `{json.dumps(space[chosen])}` | {values} | {failures} of {len(rows)} |"
             )
     return lines
 
@@ -677,17 +681,12 @@ def tables(results: dict[str, Any], arguments: argparse.Namespace) -> str:
         "- CRPS: continuous ranked probability score, mean over pixels, in image units ([-1, 1]).",
         f"- coverage: how many pixels the intervals from least to largest draw contain; draws from the posterior have {LEVEL:.0%}.",
         "- misfit: consistency with y, twice the log-likelihood of the truth less that of the draws, for each entry of y: for Gaussian "
-        "noise the draws' reduced chi-square less the truth's. For draws from the posterior it is 0 in the mean. Above, draws do not explain "
-        "y; below, they explain its noise.",
+        "noise the draws' reduced chi-square less the truth's. For draws from the posterior it is 0 in the mean. Above, draws do not "
+        "explain y; below, they explain its noise.",
     ]
-    ours = [solver for solver in arguments.solvers if SOLVERS[solver].images]
     for problem in arguments.image_problems:
         lines.append(f"\n### {problem}")
-        lines += table_of(results, "images", problem, ours, IMAGE_FIGURES)
-    if FAMILY + " population" in ours:
-        lines.append(
-            f"\nA population of {CHAINS} is far too small for its weights to mean much; it is shown for the cost."
-        )
+        lines += table_of(results, "images", problem, arguments.solvers, IMAGE_FIGURES)
     lines += losses(results, arguments)
     lines += failure_list(results)
     lines += tuning_table(results, arguments)
@@ -742,8 +741,8 @@ def main() -> None:
     options.add_argument("--images", type=int, default=4, help="the first so many bundled test images")
     options.add_argument("--budget", default="400", help="network calls a draw on images, or published")
     arguments = options.parse_args()
-    if not (arguments.budget == "published" or (arguments.budget.isdecimal() and int(arguments.budget) >= 50)):
-        options.error(f"argument --budget: {arguments.budget!r}; allowed are numbers of at least 50 and 'published'")
+    if not (arguments.budget == "published" or (arguments.budget.isdecimal() and int(arguments.budget) >= 150)):
+        options.error(f"argument --budget: {arguments.budget!r}; allowed are numbers of at least 150 and 'published'")
     if not 1 <= arguments.images <= min(IMAGE_TUNING):
         options.error(f"argument --images: {arguments.images}; allowed are 1 to {min(IMAGE_TUNING)}")
     budget = None if arguments.budget == "published" else int(arguments.budget)
