@@ -710,7 +710,7 @@ def plot(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     handles = {}
     for axis, (part, name, title, line, scale) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         problems = arguments.cells if part == "mixture" else arguments.image_problems
-        solvers = ["floor"] * (part == "mixture") + list(arguments.solvers)
+        solvers = ["floor"] * (part == "mixture") + [s for s in arguments.solvers if SOLVERS[s].space(part)]
         for j, problem in enumerate(problems):
             floor = rows_of(results, part, problem, "floor").mean(name) if name == "distance" else 1.0
             for k, solver in enumerate(solvers):
@@ -729,6 +729,7 @@ def plot(results: dict[str, Any], arguments: argparse.Namespace) -> None:
         axis.set_yscale(scale, **({"linthresh": 0.1} if scale == "symlog" else {}))
         names = [p.replace(",", ", ") for p in problems]
         axis.set_xticks(range(len(problems)), [f"d, m = {n}" if part == "mixture" else n for n in names], fontsize=8)
+        axis.set(xlim=(-0.5, max(len(problems), 1) - 0.5))
         axis.set_title(title, fontsize=10)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=11, fontsize=8)
     figure.savefig(arguments.output.with_suffix(".png"), dpi=110)
