@@ -90,10 +90,10 @@ def run_cell(cell: str, method: str, seed: int) -> dict[str, float]:
     return figures
 
 
-def calls_a_draw(result: Posterior) -> float:
-    """Images that the network has denoised, over the number of draws."""
+def calls_a_draw(result: Posterior, kind: str = "network_calls") -> float:
+    """Images that the network has denoised, or another kind of calls that the record counts, over the number of draws."""
     record = result.diagnostics
-    return record["network_calls"] * record["chains"] / record["batches"] / len(result.flat)
+    return record.get(kind, 0) * record["chains"] / record["batches"] / len(result.flat)
 
 
 def column(results: dict[str, Any], cell: str, method: str, problems: int, figure: str = "distance") -> np.ndarray:

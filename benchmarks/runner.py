@@ -99,9 +99,9 @@ def _differences(pairs: Mapping[str, tuple[Any, Any]]) -> int:
 
 
 def _compare(kept: Any, new: Any, path: str) -> Iterator[str]:
-    """Where two results differ by more than a thousandth; times do not count."""
+    """Where two results differ by more than a thousandth; times and memory do not count."""
     if isinstance(kept, dict) and isinstance(new, dict):
-        for key in sorted({*kept, *new} - {"seconds", "seconds_a_call"}):
+        for key in sorted({*kept, *new} - {"seconds", "seconds_a_call", "memory"}):
             yield from _compare(kept.get(key), new.get(key), f"{path}/{key}")
     elif isinstance(kept, list) and isinstance(new, list) and len(kept) == len(new):
         for i, (a, b) in enumerate(zip(kept, new, strict=True)):
