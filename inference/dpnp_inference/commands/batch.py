@@ -35,8 +35,9 @@ from dpnp_inference.batch.workers import Team, Worker, count_processes, device_o
 from dpnp_inference.checkpoint import Checkpoints, RunError
 from dpnp_inference.commands.reconstruct import Reconstruction, check_stateless, judge, score, write_run
 from dpnp_inference.configuration import Configuration, bundled_images, identity, provenance
-from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP, OnSweep
+from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP
 from dpnp_inference.files import as_image, as_measurement
+from dpnp_inference.gibbs import OnSweep
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.runs import Run
 from dpnp_shared.folders import staged_folder
