@@ -7,6 +7,8 @@ reconstruction hold what they promise, ``dpnp-reconstruct check-model`` whether 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import json
 import logging
 import sys
@@ -20,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from rich.console import Console
 from rich.logging import RichHandler
 
+from dpnp_inference.baselines import Baseline
 from dpnp_inference.commands.batch import Batch, batch
 from dpnp_inference.commands.check import Check, check
 from dpnp_inference.commands.check_model import CheckModel, check_model
@@ -28,8 +31,12 @@ from dpnp_inference.commands.reconstruct import Reconstruction, reconstruct
 from dpnp_inference.commands.report import report
 from dpnp_inference.configuration import Configuration
 from dpnp_inference.dpnp import SamplingError
+from dpnp_inference.function_space import FunctionSpaceLangevin
+from dpnp_inference.pcn import PCN
 from dpnp_inference.userfile import name_user_files, resolve_user_files
 from dpnp_shared.console import ends_with_its_reader
+from dpnp_shared.noise import Noise
+from dpnp_shared.operators import Operator
 from dpnp_shared.prior import PriorError
 
 log = logging.getLogger(__name__)
@@ -83,6 +90,26 @@ TOOLS: dict[str, Callable[[list[str]], None]] = {
 }  # commands about a finished run, with options of their own
 
 
+def _names(*bases: type) -> list[str]:
+    """Of this package's classes that are one of ``bases``."""
+    found: list[str] = []
+    for base in bases:
+        if not inspect.isabstract(base) and base.__module__.startswith("dpnp_"):
+            found.append(base.__name__)
+        found.extend(_names(*base.__subclasses__()))
+    return sorted(name for name in set(found) if not name.startswith("_"))
+
+
+NAMES = {  # what an option may be given as one word
+    "solver": ["DPnP", *_names(Baseline, FunctionSpaceLangevin, PCN)],
+    "operator": _names(Operator),
+    "noise": _names(Noise),
+    "dds": ["ddim", "ddpm"],
+    "proximal": ["auto"],
+    "annealing": ["auto"],
+}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``dpnp-reconstruct``.
 
@@ -128,8 +155,14 @@ def read_options(name: str, given: Sequence[str]) -> tuple[Configuration, dict[s
     Args:
         name: of the command.
         given: its arguments.
+
+    Raises:
+        ValueError: an option that takes a class is given a word that names none.
     """
     command, parser = COMMANDS[name], _parser(name)
+    for option, value in itertools.pairwise(part for argument in given for part in argument.split("=", 1)):
+        if option.startswith("--"):
+            _check_name(option[2:], value)
     settings = parser.parse_args([_resolve_argument(argument) for argument in given])
     built = parser.instantiate(settings)
     options = command.options(**{field.name: built[field.name] for field in dataclasses.fields(command.options)})
@@ -139,7 +172,14 @@ def read_options(name: str, given: Sequence[str]) -> tuple[Configuration, dict[s
 
 def _parser(name: str = RECONSTRUCT) -> ArgumentParser:
     here = Path.cwd()  # the parser goes to the folder of a configuration file while it reads it
-    set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text), here))
+
+    def load(text: str) -> Any:
+        found = yaml.safe_load(text)
+        for option, value in found.items() if isinstance(found, dict) else ():
+            _check_name(option, value.get("class_path") if isinstance(value, dict) else value)
+        return resolve_user_files(found, here)
+
+    set_loader("dpnp_yaml", load)
     command = COMMANDS[name]
     program = "dpnp-reconstruct" if name == RECONSTRUCT else f"dpnp-reconstruct {name}"
     parser = ArgumentParser(
@@ -153,6 +193,14 @@ def _parser(name: str = RECONSTRUCT) -> ArgumentParser:
     for field in _unused(command.options):  # a reconstruction's config file is taken as it is
         parser.add_argument(f"--{field.name}", type=Any, default=field.default, help=SUPPRESS)
     return parser
+
+
+def _check_name(option: str, value: Any) -> None:
+    """One error that lists what there is, where the parser would list why each of its types does not fit."""
+    if option in NAMES and isinstance(value, str) and value.isidentifier() and value not in [*NAMES[option], "null"]:
+        raise ValueError(
+            f"{option} = {value!r}; allowed are {', '.join(NAMES[option])}, a class path, or path/to/file.py:Name"
+        )
 
 
 def _unused(options: type[Configuration]) -> list[dataclasses.Field[Any]]:

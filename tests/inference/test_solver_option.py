@@ -167,3 +167,30 @@ def test_the_configs_of_pnp_dm_have_the_published_settings(problem):
         expected.pop("likelihood")
     assert solver.class_path.endswith(PnPDM.__name__)
     assert settings == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "one"),
+    [
+        ("solver", "DSP", "DPS"),
+        ("operator", "Blur", "GaussianBlur"),
+        ("noise", "Gauss", "GaussianNoise"),
+        ("dds", "x", "ddpm"),
+    ],
+)
+def test_a_word_that_names_nothing_gets_one_line_with_what_there_is(option, word, one, capsys):
+    expected = f"{option} = '{word}'; allowed are "
+    for arguments in ([f"--{option}", word], [f"--{option}={word}"]):
+        message = failed([*arguments, "--output", "out"], capsys)
+        assert expected in message
+        assert f" {one}," in message
+        assert "\n" not in message.strip()
+    Path("mine.yaml").write_text(yaml.safe_dump({option: {"class_path": word}}))
+    assert expected in failed(["--config", "mine.yaml", "--output", "out"], capsys)
+
+
+@pytest.mark.parametrize("name", ["PCN", "FunctionSpaceLangevin"])
+def test_samplers_of_functions_are_known_by_name(name, capsys):
+    message = failed(["--solver", name, "--output", "out"], capsys)
+    assert "allowed are" not in message
+    assert name in message
