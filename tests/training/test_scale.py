@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -145,6 +146,18 @@ def close(checkpoint: dict, other: dict, rtol: float = 1e-3, atol: float = 2e-4)
         torch.testing.assert_close(other["state_dict"][key], value, rtol=rtol, atol=atol, msg=key)
 
 
+def distance(checkpoint: dict, other: dict) -> float:
+    """Of all weights and averages as one vector, relative: Adam's first steps have the sign of a gradient, which rounding flips in a few."""
+    pairs = [
+        (value, other["state_dict"][key])
+        for key, value in checkpoint["state_dict"].items()
+        if value.is_floating_point()
+    ]
+    return math.sqrt(
+        sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(a.square().sum()) for a, _ in pairs)
+    )
+
+
 def equal(checkpoint: dict, other: dict) -> None:
     close(checkpoint, other, rtol=0, atol=0)
 
@@ -285,7 +298,7 @@ def test_all_options_together_in_mixed_precision(plain):
     losses, checkpoint = fit("run", *options)
     # parts of a batch; Lightning has divided their losses already
     np.testing.assert_allclose(losses.reshape(-1, 2).sum(1), plain[0], rtol=0.05)
-    close(plain[1], checkpoint, rtol=0.1, atol=0.02)
+    assert distance(plain[1], checkpoint) < 0.1
     assert all(value.dtype in (torch.float32, torch.int64, torch.bool) for value in checkpoint["state_dict"].values())
 
 
@@ -296,7 +309,7 @@ def test_float16_scales_its_losses(plain):
     losses, checkpoint = fit("run", "--trainer.precision=null", *options)
     assert checkpoint["MixedPrecision"]["scale"] > 1
     np.testing.assert_allclose(losses, plain[0], rtol=0.02)
-    close(plain[1], checkpoint, rtol=0.1, atol=0.02)
+    assert distance(plain[1], checkpoint) < 0.1
     fused, other = fit("fused", "--trainer.precision=null", *options, "--model.fused=true")
     np.testing.assert_allclose(fused, losses, rtol=1e-3)
     close(checkpoint, other)
