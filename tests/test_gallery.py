@@ -27,6 +27,7 @@ def gallery(monkeypatch):
     return gallery
 
 
+@pytest.mark.pictures
 def test_a_gallery_of_one_config_and_one_that_fails(gallery, tmp_path, monkeypatch, capsys):
     # in this process, which has everything loaded
     monkeypatch.setattr("runner.ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))

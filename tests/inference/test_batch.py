@@ -388,6 +388,7 @@ def test_an_item_that_is_another_now_begins_anew(stopped, caplog):
     assert "measurement" in caplog.text
 
 
+@pytest.mark.pictures
 def test_statistics_and_reports():
     assert run("--keep", "statistics", "--draws", "3", "--report", "true") == 0
     assert run("--draws", "3", "--output", "whole") == 0
@@ -427,6 +428,7 @@ def finished_names(text: str) -> list[str]:
     return sorted(line.split()[1] for line in text.splitlines() if line.startswith("done "))
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed_half_way(capfd, caplog):
     slow_down()
 
@@ -452,6 +454,7 @@ def test_one_of_two_processes_is_killed_half_way(capfd, caplog):
     assert os.listdir("out/claims") == []
 
 
+@pytest.mark.slow
 def test_torchrun():
     arguments = ["batch", "--config", "config.yaml", "--measurements", "y"]
     np.save("y/nan.npy", np.full(3, np.nan))

@@ -147,6 +147,7 @@ def test_the_samplers_own_truths_do_not_see_what_is_wrong_with_and_without_a_mea
     assert assess(check_pairs(sampler, pairs=100, draws=19, seed=0, truths="sampler")).verdict == "fine"
 
 
+@pytest.mark.slow
 def test_the_samplers_own_truths_follow_a_network_that_contradicts_itself():
     sampler = DPnP(
         Inconsistent(),
@@ -205,6 +206,7 @@ def test_the_default_folder_is_the_configurations_own_and_more_pairs_go_on(confi
     assert len(os.listdir("outputs")) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_check_goes_on_and_ends_the_same(config):
     command = [sys.executable, str(ROOT / "inference" / "reconstruct.py"), "check", "--config", config]
     arguments = ["--pairs", "30", "--draws_per_pair", "39", "--output", "out"]

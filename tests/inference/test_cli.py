@@ -43,6 +43,7 @@ def failed(arguments: list[str], capsys) -> str:
     return f"{stop.value.code} {capsys.readouterr().err}"
 
 
+@pytest.mark.pictures
 def test_the_demo_writes_everything_it_should(capsys):
     main([*FAST, "--chains", "19", "--output", "out"])
     printed = capsys.readouterr().out

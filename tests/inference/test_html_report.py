@@ -24,6 +24,8 @@ from dpnp_inference.html_report import MOST_DRAWS, coverage_table, exactness, wr
 from dpnp_inference.metrics import coverage
 from dpnp_inference.posterior import Posterior
 
+pytestmark = pytest.mark.pictures
+
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>'$\\frac"
 
 

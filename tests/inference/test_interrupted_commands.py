@@ -188,6 +188,7 @@ def test_an_output_that_another_process_is_writing_is_refused():
     assert os.listdir() == []
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_which_is_killed_draw_what_one_process_does(monkeypatch, caplog):
     killed = []
     started = workers.Supervisor._start

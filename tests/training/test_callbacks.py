@@ -293,6 +293,7 @@ for devices, strategy in ((2, "ddp_fork"), (1, "auto")):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does():
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (41, 8, 6), dtype=np.uint8))
     Path("distributed.py").write_text(DISTRIBUTED)

@@ -88,6 +88,7 @@ def close(a, b):
         torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-4, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_data")
 def test_two_processes_and_accumulation_equal_one_large_batch():
     options = ["fit", "--config", "config.yaml", "--trainer.default_root_dir"]

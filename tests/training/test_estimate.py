@@ -51,6 +51,7 @@ def test_a_run_takes_network_and_precision_of_the_config(config):
         measure(config, (3, 8, 8), 4, 1)
 
 
+@pytest.mark.slow
 def test_estimate_prints_what_is_needed(config, capsys, monkeypatch, fork_server):
     monkeypatch.setattr("dpnp_training.estimate.get_context", lambda _: fork_server)
     estimate(config, (1, 32, 32), memory=6.0, devices=2, batch_sizes=[4, 256], steps=1)

@@ -188,6 +188,7 @@ def assert_same(a, b, where=""):
 KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "images_seen", "metrics")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kills"),
     [

@@ -147,7 +147,10 @@ def close(checkpoint: dict, other: dict, rtol: float = 1e-3, atol: float = 2e-4)
 
 
 def distance(checkpoint: dict, other: dict) -> float:
-    """Of all weights and averages as one vector, relative: Adam's first steps have the sign of a gradient, which rounding flips in a few."""
+    """Of all weights and averages as one vector, relative.
+
+    Single ones may differ by the length of some steps: Adam's first have the sign of the gradient, which rounding may turn.
+    """
     pairs = [
         (value, other["state_dict"][key])
         for key, value in checkpoint["state_dict"].items()
@@ -171,6 +174,7 @@ def slurm(rank: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_slurm_nodes_share_a_network_by_shards_and_one_process_takes_it_over():
     fit("handed", "--model.channels_last=true")  # the files do not show it
     shutil.copytree("handed", "straight")
@@ -298,7 +302,7 @@ def test_all_options_together_in_mixed_precision(plain):
     losses, checkpoint = fit("run", *options)
     # parts of a batch; Lightning has divided their losses already
     np.testing.assert_allclose(losses.reshape(-1, 2).sum(1), plain[0], rtol=0.05)
-    assert distance(plain[1], checkpoint) < 0.1
+    assert distance(plain[1], checkpoint) < 0.05
     assert all(value.dtype in (torch.float32, torch.int64, torch.bool) for value in checkpoint["state_dict"].values())
 
 
@@ -309,7 +313,7 @@ def test_float16_scales_its_losses(plain):
     losses, checkpoint = fit("run", "--trainer.precision=null", *options)
     assert checkpoint["MixedPrecision"]["scale"] > 1
     np.testing.assert_allclose(losses, plain[0], rtol=0.02)
-    assert distance(plain[1], checkpoint) < 0.1
+    assert distance(plain[1], checkpoint) < 0.05
     fused, other = fit("fused", "--trainer.precision=null", *options, "--model.fused=true")
     np.testing.assert_allclose(fused, losses, rtol=1e-3)
     close(checkpoint, other)
