@@ -22,6 +22,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 MOST_BYTES = 400_000
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_notebook_draw_what_the_command_line_draws(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["--chains", "2", "--output", "out"])

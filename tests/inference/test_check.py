@@ -140,6 +140,7 @@ def test_the_samplers_own_truths_follow_an_exact_prior():
             sampler.sample_prior(**arguments)
 
 
+@pytest.mark.slow
 def test_the_samplers_own_truths_do_not_see_what_is_wrong_with_and_without_a_measurement():
     # an exact prior, and so few network calls that the draws are too narrow
     sampler = DPnP(GaussianPrior(0.0, 1.0, SHAPE), MODEL, dds=DDSDDIM(calls=2), dtype=torch.float64)

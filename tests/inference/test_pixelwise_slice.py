@@ -71,6 +71,7 @@ def test_draws_have_the_law_that_quadrature_gives(name, eta):
     assert 1 < info.forward_calls < 500
 
 
+@pytest.mark.slow
 def test_the_test_can_fail():
     for name in ("levels", "photons"):
         model, y, centre = problem(name)

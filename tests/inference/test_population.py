@@ -195,7 +195,7 @@ def test_batch_size_limits_the_images_of_a_network_call():
     torch.testing.assert_close(parts.samples, whole.samples, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("black_box", [False, True])
+@pytest.mark.parametrize("black_box", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_replica_exchange_gives_separated_modes_their_weights(black_box):
     if black_box:
         model = ForwardModel(lambda x: x.flatten(1)[:, :1] + 0.1 * x.flatten(1)[:, 1:], GaussianNoise(0.5))

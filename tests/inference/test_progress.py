@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -96,6 +97,7 @@ def test_off_a_terminal_short_runs_are_silent_and_long_ones_log_now_and_then(cap
     assert caplog.messages[0] == "chains 0-3, iteration 1/3: η 0.31 · 80 network calls; 0:30 passed, about 1:00 left"
 
 
+@pytest.mark.slow
 def test_on_a_pseudo_terminal(tmp_path):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}

@@ -45,6 +45,7 @@ class Probe(Dataset):
         return torch.tensor([private_megabytes() - before, read / 1e6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["array", "table"])
 def test_two_workers_do_not_copy_100_megabytes(tmp_path, source, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

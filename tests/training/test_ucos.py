@@ -143,6 +143,7 @@ def fit(root: str, *options: str) -> dict:
     return torch.load(f"{root}/checkpoints/last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_data")
 @pytest.mark.filterwarnings("ignore")  # Lightning's own warnings are not ours to judge
 def test_from_the_command_line_to_draws(capsys):

@@ -20,7 +20,8 @@ class Inpainting(LinearOperator):
 
     Args:
         mask: ``(H, W)`` or ``(C, H, W)``; the non-zero pixels are seen. A tensor, nested lists, or the path
-            of a ``.npy`` file or of a picture (read as grey scale).
+            of a ``.npy`` file or of a picture (read as grey scale), which a configuration file is better given: the parser
+            takes seconds over long lists.
 
     Raises:
         ValueError: the mask has another number of dimensions.
