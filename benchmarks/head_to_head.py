@@ -740,7 +740,7 @@ def main() -> None:
     options.add_argument("--cells", nargs="*", default=CELLS, choices=CELLS, help="of the mixture, d,m")
     options.add_argument("--problems", type=int, default=8, help="mixtures a cell")
     options.add_argument("--image-problems", nargs="*", default=PROBLEMS, choices=reconstruction.PROBLEMS)
-    options.add_argument("--images", type=int, default=4, help="the first so many bundled test images")
+    options.add_argument("--images", type=int, default=3, help="the first so many bundled test images")
     options.add_argument("--budget", default="400", help="network calls a draw on images, or published")
     arguments = options.parse_args()
     if not (arguments.budget == "published" or (arguments.budget.isdecimal() and int(arguments.budget) >= 150)):
