@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 
@@ -12,12 +11,6 @@ from PIL import Image
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:  # for this process and for those that tests start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-
-
-def pytest_collection_finish():
-    """What has been imported and collected stays: collections of garbage need not go through it each time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
