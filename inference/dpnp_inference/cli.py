@@ -6,6 +6,7 @@ reconstruction hold what they promise, ``dpnp-reconstruct check-model`` whether 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -161,7 +162,9 @@ def read_options(name: str, given: Sequence[str]) -> tuple[Configuration, dict[s
     """
     command, parser = COMMANDS[name], _parser(name)
     for option, value in itertools.pairwise(part for argument in given for part in argument.split("=", 1)):
-        if option.startswith("--"):
+        if option == "--config" and Path(value).is_file():
+            _check_names_in(Path(value))
+        elif option.startswith("--"):
             _check_name(option[2:], value)
     settings = parser.parse_args([_resolve_argument(argument) for argument in given])
     built = parser.instantiate(settings)
@@ -172,14 +175,7 @@ def read_options(name: str, given: Sequence[str]) -> tuple[Configuration, dict[s
 
 def _parser(name: str = RECONSTRUCT) -> ArgumentParser:
     here = Path.cwd()  # the parser goes to the folder of a configuration file while it reads it
-
-    def load(text: str) -> Any:
-        found = yaml.safe_load(text)
-        for option, value in found.items() if isinstance(found, dict) else ():
-            _check_name(option, value.get("class_path") if isinstance(value, dict) else value)
-        return resolve_user_files(found, here)
-
-    set_loader("dpnp_yaml", load)
+    set_loader("dpnp_yaml", lambda text: resolve_user_files(yaml.safe_load(text), here))
     command = COMMANDS[name]
     program = "dpnp-reconstruct" if name == RECONSTRUCT else f"dpnp-reconstruct {name}"
     parser = ArgumentParser(
@@ -201,6 +197,14 @@ def _check_name(option: str, value: Any) -> None:
         raise ValueError(
             f"{option} = {value!r}; allowed are {', '.join(NAMES[option])}, a class path, or path/to/file.py:Name"
         )
+
+
+def _check_names_in(file: Path) -> None:
+    """Those at the top of a configuration file; what else is wrong with it is the parser's to say."""
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for option, value in found.items() if isinstance(found, dict) else ():
+            _check_name(option, value.get("class_path") if isinstance(value, dict) else value)
 
 
 def _unused(options: type[Configuration]) -> list[dataclasses.Field[Any]]:

@@ -11,7 +11,7 @@ import yaml
 from dpnp_inference import diagnostics
 from dpnp_inference.baselines import DPS, PnPDM
 from dpnp_inference.baselines.pnp_dm import PUBLISHED
-from dpnp_inference.cli import _parser, main
+from dpnp_inference.cli import _parser, main, read_options
 from dpnp_inference.configuration import title_of
 from dpnp_inference.files import read_tensor
 from dpnp_inference.posterior import Posterior
@@ -187,6 +187,15 @@ def test_a_word_that_names_nothing_gets_one_line_with_what_there_is(option, word
         assert "\n" not in message.strip()
     Path("mine.yaml").write_text(yaml.safe_dump({option: {"class_path": word}}))
     assert expected in failed(["--config", "mine.yaml", "--output", "out"], capsys)
+
+
+def test_words_of_other_options_are_not_taken_for_solvers():
+    given = ["--dds", "dpnp_inference.dds.DDSDDIM", "--dds.init_args", "{solver: heun}"]
+    options, _ = read_options("reconstruct", given)
+    assert options.dds.solver == "heun"
+    Path("mine.yaml").write_text("dds: {class_path: dpnp_inference.dds.DDSDDIM, init_args: {solver: heun}}")
+    options, _ = read_options("reconstruct", ["--config=mine.yaml"])
+    assert options.dds.solver == "heun"
 
 
 @pytest.mark.parametrize("name", ["PCN", "FunctionSpaceLangevin"])
