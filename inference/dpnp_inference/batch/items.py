@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,7 +159,7 @@ class Files:
         return {"file": str(self.files[name])}
 
 
-class Numbered:
+class Numbered(ABC):
     """Items that have numbers."""
 
     names: list[str]
@@ -167,9 +168,9 @@ class Numbered:
         self.names = names
         self.index = {name: i for i, name in enumerate(names)}
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
         """See :class:`Items`."""
-        raise NotImplementedError
 
     def digest(self, name: str) -> str:
         """Of type, shape and numbers."""
