@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -50,16 +51,18 @@ class FolderLock:
         self._made = [above for above in self.folder.absolute().parents if not above.exists()]
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=self.patience)
                 (self.folder / OWNER).write_text(json.dumps(owner) + "\n", encoding="utf-8")
             except Timeout as error:
                 raise RunError(
                     f"{self.folder} is in use by {self._owner()}; wait for it, or choose another output"
                 ) from error
-            except FileNotFoundError:  # whoever had the folder has just removed it
+            except (FileNotFoundError, FileExistsError):  # whoever had the folder has just removed it
                 self._lock.release()
+                if self.folder.exists() and not self.folder.is_dir():
+                    raise
             else:
                 return self
 
@@ -69,10 +72,9 @@ class FolderLock:
         if self.folder.is_dir() and {file.name for file in self.folder.iterdir()} <= {LOCK, OWNER}:
             for name in (OWNER, LOCK):
                 (self.folder / name).unlink(missing_ok=True)
-            self.folder.rmdir()
-            for above in self._made:
-                if not any(above.iterdir()):
-                    above.rmdir()
+            with contextlib.suppress(OSError):  # not empty: another process has begun there
+                for folder in (self.folder, *self._made):
+                    folder.rmdir()
         self._lock.release()
 
     def _owner(self) -> str:

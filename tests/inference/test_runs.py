@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,6 +316,38 @@ def test_a_folder_that_comes_and_goes_belongs_to_one_at_a_time(tmp_path):
         list(pool.map(enter, range(40)))
     assert most == 1
     assert not (tmp_path / "state").exists()
+
+
+def test_a_folder_removed_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    make, removed = Path.mkdir, [FileExistsError(), FileNotFoundError()]
+
+    def mkdir(self, *args, **kwargs):
+        if removed:
+            raise removed.pop()
+        return make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with FolderLock(tmp_path / "state"):
+        assert not removed
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_folder_that_another_process_has_begun_in_is_left(tmp_path, monkeypatch):
+    remove = Path.unlink
+
+    def unlink(self, *args, **kwargs):
+        remove(self, *args, **kwargs)
+        self.with_name("of another").touch()
+
+    with FolderLock(tmp_path / "above" / "state"):
+        monkeypatch.setattr(Path, "unlink", unlink)
+    assert [file.name for file in (tmp_path / "above" / "state").iterdir()] == ["of another"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path):
+    (tmp_path / "state").touch()
+    with pytest.raises(FileExistsError), FolderLock(tmp_path / "state"):
+        pass
 
 
 def test_a_negative_interval_is_refused(tmp_path):
