@@ -64,29 +64,40 @@ def to_pixels(hounsfield: Tensor) -> Tensor:
     return (2 * (1 + hounsfield / 1000) / MU_TOP - 1).clamp(-1, 1)
 
 
-def prepare(images: int) -> None:
-    """Write turned, shifted, scaled and mirrored training slices, and the test slices as they are."""
-    slices = functional.interpolate(to_pixels(read_volume())[:, None], (SIZE, SIZE), mode="area")
+def split(size: int) -> tuple[Tensor, Tensor]:
+    """Training and test slices ``(slices, 1, size, size)`` in [-1, 1]; neighbours of test slices are in neither."""
+    slices = functional.interpolate(to_pixels(read_volume())[:, None], (size, size), mode="area")
     held_out = {z for first in TEST_BLOCKS for z in range(first - 2, first + 7)}
     train = slices[[z for z in range(len(slices)) if z not in held_out]]
+    return train, slices[[first + 2 for first in TEST_BLOCKS]]
+
+
+def vary(slices: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the slices ``(slices, 1, H, W)``, turned, shifted, scaled and mirrored at random, ``(1, H, W)`` in [-1, 1]."""
+    u = 2 * torch.rand(4, generator=generator) - 1
+    angle, zoom = 0.2 * u[0], 1 + 0.1 * u[1]
+    mirror = 1.0 if torch.rand((), generator=generator) < 0.5 else -1.0
+    c, s = zoom * torch.cos(angle), zoom * torch.sin(angle)
+    theta = torch.stack([mirror * c, -s, 0.08 * u[2], mirror * s, c, 0.08 * u[3]]).reshape(1, 2, 3)
+    z = int(torch.randint(len(slices), (), generator=generator))
+    grid = functional.affine_grid(theta, [1, *slices.shape[1:]], align_corners=False)
+    image = functional.grid_sample(slices[z : z + 1], grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return image[0].clamp(-1, 1)
+
+
+def to_uint16(image: Tensor) -> np.ndarray:
+    """An image in [-1, 1] as whole numbers from 0 to 65535."""
+    return ((image + 1) / 2 * 65535).round().numpy().astype(np.uint16)
+
+
+def prepare(images: int) -> None:
+    """Write turned, shifted, scaled and mirrored training slices, and the test slices as they are."""
+    train, test = split(SIZE)
     generator = torch.Generator().manual_seed(0)
-    out = np.empty((images, SIZE, SIZE), dtype=np.uint16)
-    for i in range(images):
-        u = 2 * torch.rand(4, generator=generator) - 1
-        angle, zoom = 0.2 * u[0], 1 + 0.1 * u[1]
-        mirror = 1.0 if torch.rand((), generator=generator) < 0.5 else -1.0
-        c, s = zoom * torch.cos(angle), zoom * torch.sin(angle)
-        theta = torch.stack([mirror * c, -s, 0.08 * u[2], mirror * s, c, 0.08 * u[3]]).reshape(1, 2, 3)
-        grid = functional.affine_grid(theta, [1, 1, SIZE, SIZE], align_corners=False)
-        z = int(torch.randint(len(train), (), generator=generator))
-        image = functional.grid_sample(
-            train[z : z + 1], grid, mode="bicubic", padding_mode="border", align_corners=False
-        )
-        out[i] = ((image[0, 0].clamp(-1, 1) + 1) / 2 * 65535).round().numpy().astype(np.uint16)
     DATA.mkdir(parents=True, exist_ok=True)
-    np.save(DATA / "train.npy", out)
-    np.save(DATA / "test.npy", slices[[first + 2 for first in TEST_BLOCKS]].numpy())
-    print(f"{images} training images of {len(train)} slices, {len(TEST_BLOCKS)} test slices: {DATA}")
+    np.save(DATA / "train.npy", np.concatenate([to_uint16(vary(train, generator)) for _ in range(images)]))
+    np.save(DATA / "test.npy", test.numpy())
+    print(f"{images} training images of {len(train)} slices, {len(test)} test slices: {DATA}")
 
 
 PIXEL = 256 / SIZE * 0.0957  # cm

@@ -7,7 +7,9 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 COMMANDS = sorted(set(FOLDER.glob("*.py")) - {FOLDER / "runner.py", FOLDER / "problems.py"})
@@ -60,3 +62,25 @@ def test_every_benchmark_says_what_it_does(command, monkeypatch, capsys):
         runpy.run_path(str(command), run_name="__main__")
     assert stop.value.code == 0
     assert f"python benchmarks/{command.name}" in capsys.readouterr().out
+
+
+def test_ct_pictures_are_half_slices_and_half_phantoms(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    import ct_pictures
+
+    slices, held_out = torch.full((4, 1, 32, 32), 0.25), torch.zeros(3, 1, 32, 32)
+    monkeypatch.setattr(ct_pictures, "split", lambda size: (slices, held_out))
+    ct_pictures.prepare(6, tmp_path)
+    train = np.load(tmp_path / "train.npy")
+    assert (train.shape, train.dtype) == ((6, 32, 32), np.uint16)
+    assert np.ptp(train[1::2]) <= 1  # a slice of one value stays one, turned and shifted
+    assert abs(int(train[1, 0, 0]) - round(0.625 * 65535)) <= 1
+    phantoms = np.load(tmp_path / "phantoms.npy")
+    assert np.load(tmp_path / "head.npy").shape == (3, 1, 32, 32)
+    assert phantoms.shape == (3, 1, 32, 32)
+    for body in [*(train[::2] / 65535 * 2 - 1), *phantoms[:, 0]]:
+        assert body.min() == -1  # air around
+        assert (
+            -0.6 < body[body > -0.9].mean() < 0.2
+        )  # as dense as water (-1/3) and not three times as dense, on the whole
+    assert len(np.unique(train[::2], axis=0)) == 3
