@@ -4,7 +4,7 @@
 
 **Solvers**: DPnP as single chains, as a population and with replica exchange (both on the mixture only), PnP-DM, PiGDM, DDRM, DiffPIR,
 DPS, DAPS, LGD-MC. A solver that a problem is not for is shown as such. UCoS (needs a denoiser trained for the operator), NonlinearCT
-(needs a scan) and the function-space samplers have benchmarks of their own: ucos.py, tomography.py, function_space.py.
+(needs a scan) and the function-space samplers have benchmarks of their own: ucos.py, transmission_ct.py, function_space.py.
 
 **Problems**: (a) mixtures of 25 separated modes whose posterior is known exactly (mixture.py), with d = 8 and 80 entries, m = 1 and 2
 measurements: sliced Wasserstein-1 distance of 1,000 draws to 1,000 exact ones; total variation between the modes' exact weights and
