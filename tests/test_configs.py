@@ -73,10 +73,8 @@ def test_inference_config_draws(config, tmp_path, monkeypatch):
         if "denoiser" in solver["init_args"]:
             few += [f"--solver.denoiser={untrained_denoiser(config, tmp_path / 'denoiser')}"]
     else:
-        few = ["--chains=4", "--annealing=dpnp_inference.Annealing"]
+        few = ["--chains=4", "--annealing=dpnp_inference.Annealing", "--dds=dpnp_inference.DDSDDIM", "--dds.calls=2"]
         few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
-    if config.stem in {"population", "replica_exchange"}:  # their sweeps are many
-        few += ["--dds=dpnp_inference.DDSDDIM", "--dds.calls=2"]
     if config.stem == "replica_exchange":
         few += ["--population.burn_in=1", "--draws=2"]
     main(["--config", str(config), *few, "--output", str(tmp_path / "out"), "--device", "cpu"])

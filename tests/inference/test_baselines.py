@@ -165,7 +165,10 @@ def likelihood_step_law(law: Law, rho: float) -> Law:
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "iddpm", "edm"])
-@pytest.mark.parametrize(("stochastic", "insert"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("stochastic", "insert"),
+    [(True, True), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(False, True), (True, False)])],
+)
 def test_pnp_dm_is_the_papers_recursion(process, stochastic, insert):
     # few levels, so that Euler's error, and where the step starts, are in the law
     settings = {"rho": 2.0, "decay": 0.7, "rho_min": 0.6, "iterations": 6, "steps": 9, "dtype": DOUBLE}

@@ -53,7 +53,7 @@ def exact():
     return sets
 
 
-@pytest.mark.parametrize("eta", [0.5, 2.0])
+@pytest.mark.parametrize("eta", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 @pytest.mark.parametrize(("make", "solver"), SOLVERS, ids=IDS)
 def test_law_is_the_exact_denoising_posterior(make, solver, eta, exact):
     calls = {"adams-bashforth": 24, "heun": 60}.get(solver, 100)

@@ -89,7 +89,7 @@ def errors(samples: Tensor, mean: Tensor, variance: Tensor) -> tuple[float, floa
     return z, float(second.mean() - variance) / float(second.std() / len(g) ** 0.5)
 
 
-@pytest.mark.parametrize("n", GRIDS)
+@pytest.mark.parametrize("n", [*GRIDS[:2], pytest.param(GRIDS[2], marks=pytest.mark.slow)])
 def test_langevin_has_the_closed_form(n):
     """At a floor of 0.1 the law is the posterior of the prior at that noise level, which is not that of Q itself."""
     z = errors(langevin(n, 0.1), *closed_form(n, tau=0.1))
@@ -98,13 +98,14 @@ def test_langevin_has_the_closed_form(n):
     assert float((langevin(n, 0.1).mean((0, 1))[0] - mean).norm() / mean.norm()) < 0.1
 
 
-@pytest.mark.parametrize("n", GRIDS)
+@pytest.mark.parametrize("n", [*GRIDS[:2], pytest.param(GRIDS[2], marks=pytest.mark.slow)])
 def test_crank_nicolson_has_the_closed_form(n):
     mean, variance = closed_form(n)
     assert max(map(abs, errors(crank_nicolson(n), mean, variance))) < 3.5
     assert float((crank_nicolson(n).mean((0, 1))[0] - mean).norm() / mean.norm()) < 0.1
 
 
+@pytest.mark.slow
 def test_neither_changes_with_the_grid():
     for draws in (lambda n: langevin(n, 0.1), crank_nicolson):
         values = {n: patch(draws(n)).mean(1) for n in GRIDS}

@@ -33,7 +33,7 @@ FAST = [
     "--checkpoint_every=0",
 ]
 STATE = ".out.state"
-RUN = "import sys; from dpnp_inference.cli import main; main(sys.argv[1:])"
+RUN = "import sys; from dpnp_inference import gibbs; gibbs.START_CALLS = 3\nfrom dpnp_inference.cli import main; main(sys.argv[1:])"
 
 
 class BreakdownError(BaseException):
@@ -44,6 +44,7 @@ class BreakdownError(BaseException):
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dpnp_inference.state.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("dpnp_inference.gibbs.START_CALLS", 3)
 
 
 def samples(folder: str) -> torch.Tensor:

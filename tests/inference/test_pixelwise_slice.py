@@ -62,7 +62,7 @@ def draw(kernel, model, y, centre, eta, draws=1):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("eta", [0.05, 0.5])
+@pytest.mark.parametrize("eta", [pytest.param(0.05, marks=pytest.mark.slow), 0.5])
 def test_draws_have_the_law_that_quadrature_gives(name, eta):
     model, y, centre = problem(name, eta)
     z, info = draw(PixelwiseSlice(), model, y, centre, eta, draws=4)

@@ -100,6 +100,7 @@ def test_any_linear_gaussian_model_without_a_spectrum():
     assert posterior.log_evidence_se is None
 
 
+@pytest.mark.slow
 def test_a_nonlinear_black_box_with_a_twofold_ambiguity_against_quadrature():
     prior = GaussianMixturePrior(
         torch.tensor([[3.0, 3.0], [3.0, -2.5], [-3.0, 2.5], [-2.5, -3.0]]),

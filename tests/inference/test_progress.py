@@ -127,6 +127,7 @@ def test_on_a_pseudo_terminal(tmp_path):
     assert "report: outputs/demo/report.html" in text
 
 
+@pytest.mark.slow
 def test_json_and_nothing_else_on_standard_output(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*COMMAND, "--json", "true"], cwd=tmp_path, env=environment, capture_output=True, check=True)

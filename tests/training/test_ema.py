@@ -152,7 +152,7 @@ def test_synthesis_gives_profiles_that_were_not_kept():
     assert averages.left_out == []
     ema_05, ema_10 = (checkpoint["state_dict"][f"profiles.averages.{i}.ema_model.weight"] for i in (0, 1))
     scale = float((ema_05 - ema_10).norm())  # what the choice of a profile is about
-    tolerances = (0.02, 0.005, 0.01, 1e-9)
+    tolerances = (0.02, 0.005, 0.01, 1e-7)  # an error is the root of a difference of rounded numbers
     for sigma_rel, tracked, tolerance in zip(widths, direct, tolerances, strict=True):
         found = averages.synthesise(sigma_rel)["weight"]
         assert float((found - tracked).norm()) < tolerance * scale, sigma_rel

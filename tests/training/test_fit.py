@@ -102,6 +102,7 @@ def test_fit_learns_logs_and_exports(capsys):
 
 
 @pytest.mark.parametrize("first", ["max_epochs=2", "max_steps=14", "max_steps=9"])
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_training(first):
     straight = fit("straight", "--trainer.max_epochs=4", "--model.decay=constant")
     fit("resumed", f"--trainer.{first}", "--model.decay=constant")
