@@ -40,13 +40,14 @@ from dpnp_shared.prior import Prior
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "inference"
+OUTPUT = ROOT / "docs" / "gallery" / "results.json"
 HEAD = """# Gallery
 
-What every config in `configs/inference` gives, as it stands: one test image of the bundled prior unless the config says otherwise, one
+What every config in `{configs}` gives, as it stands: one test image of the bundled prior unless the config says otherwise, one
 simulated measurement, one run. Each picture shows the truth, the measurement, the mean and the standard deviation of the posterior, and
 two of its draws. This page is written by
 
-    python benchmarks/gallery.py
+    {command}
 
 PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
 image it scatters widely (`dpnp-reconstruct check` measures it over many). Acceptance is that of the proximal sampler's proposals at the
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     command = parser(__doc__, "gallery")
-    command.set_defaults(output=ROOT / "docs" / "gallery" / "results.json", jobs=1)
+    command.set_defaults(output=OUTPUT, jobs=1)
     command.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the configs")
     command.add_argument("--only", nargs="+", metavar="NAME", help="run these again, and no others")
     command.add_argument("--all", action="store_true", help="run all again")
@@ -142,7 +143,12 @@ def page(output: Path, configs: dict[str, Path]) -> str:
         sections.append(f"## {name}\n\n{description} ([config]({link}))\n\n{picture}\n")
     table = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *rows]
     extra = f"\nAll with the options `{' '.join(options)}`.\n" if options else ""
-    return "\n".join([HEAD + extra, *table, "", *sections])
+    of, at = (os.path.relpath(path, ROOT) for path in (next(iter(configs.values())).parent, output))
+    command = "python benchmarks/gallery.py"
+    if (ROOT / of, ROOT / at) != (CONFIGS, OUTPUT):
+        command += f" --configs {of} --output {at}"
+    command = " ".join([command, *(["--", *options] if options else [])])
+    return "\n".join([HEAD.format(configs=of, command=command) + extra, *table, "", *sections])
 
 
 def _cells(result: dict[str, Any]) -> list[str]:

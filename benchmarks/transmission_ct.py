@@ -316,10 +316,12 @@ def table(results: dict[str, Any], steps: int) -> str:
 
 def plot(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     """PSNR, coverage and bias of each method and scan, and the time of a step by the number of subsets."""
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    widths = [3, 3, 3, 2] if "timing" in results else [3, 3, 3]
+    figure = Figure(figsize=(1.4 * sum(widths), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 4, width_ratios=[3, 3, 3, 2])
+    axes = figure.subplots(1, len(widths), width_ratios=widths)
     scans = [scan for scan in SCANS if any(name.startswith(f"{scan}/") for name in results)]
+    methods = [method for method in METHODS if any(f"/{method}/" in name for name in results)]
     for axis, key, factor, label in zip(
         axes,
         ("psnr", "coverage_not_air", "bias"),
@@ -327,11 +329,11 @@ def plot(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
         ("PSNR (dB)", f"{100 * LEVEL:.0f}% intervals cover, not air", "bias of the mean attenuation (%)"),
         strict=False,
     ):
-        for k, (method, name) in enumerate(METHODS.items()):
+        for k, method in enumerate(methods):
             values = [means(results, f"{scan}/{method}").get(key, math.nan) for scan in scans]
-            at = np.arange(len(scans)) + 0.07 * (k - len(METHODS) / 2)
+            at = np.arange(len(scans)) + 0.07 * (k - len(methods) / 2)
             marker = "x" if method.startswith("fbp") else "s" if method.startswith("dpnp") else "o"
-            axis.plot(at, factor * np.array(values), marker, color=f"C{k}", ms=5, label=name)
+            axis.plot(at, factor * np.array(values), marker, color=f"C{k}", ms=5, label=METHODS[method])
         axis.set_xticks(
             range(len(scans)), [scan.replace(", ", "\n").replace(" photons", "\nphotons") for scan in scans], fontsize=7
         )
