@@ -21,10 +21,7 @@ Filtered back-projections are not counted.
 Then, to see how many steps are needed, NonlinearCT by its number of steps; and, in a process of its own with all cores, the time of a
 step by the number of subsets, with a slow projector (many views of large images) and a Gaussian prior that costs next to nothing.
 
-Other images, for example those of ``benchmarks/head_ct.py`` (24.5 cm, values from air to three times water's attenuation):
-
-    python benchmarks/transmission_ct.py --prior runs/head_ct/prior --images data/head_ct/test.npy --width 24.5 --attenuation 0.6 \
-        --pictures 0 1 2 --output benchmarks/results/transmission_head_ct.json
+Other images and priors: ``benchmarks/ct_pictures.py`` makes slices of a head and phantoms, and has the commands.
 """
 
 from __future__ import annotations
