@@ -41,10 +41,11 @@ class BreakdownError(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dpnp_inference.state.os.fsync", lambda descriptor: None)
-    monkeypatch.setattr("dpnp_inference.gibbs.START_CALLS", 3)
+    if not request.node.get_closest_marker("slow"):  # that has workers, which would not know of it
+        monkeypatch.setattr("dpnp_inference.gibbs.START_CALLS", 3)
 
 
 def samples(folder: str) -> torch.Tensor:
