@@ -17,6 +17,7 @@ chains. Finished cells are kept in ``benchmarks/results/function_space.json``; t
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -136,7 +137,39 @@ def table(results: dict[str, Any]) -> str:
                     f"| {problem} | {sampler} | {n} | {r['functional']:.3f} ± {r['functional_se']:.3f} | {r['functional_std']:.3f} | "
                     f"{away} | {moved} | {r['forward_calls']} | {r['network_calls']} | {r['seconds']:.0f} |"
                 )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *summary(results)]) + "\n"
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """A table of the largest changes between grids, and of the largest distances from pCN, in units of Monte Carlo error."""
+    lines = [
+        "The largest of all pairs of grids, and from pCN of all grids, as a multiple of Monte Carlo error: of the patch in standard errors "
+        "of the difference, of the posterior mean in root mean squares.\n",
+        "| problem | sampler | patch between grids | mean between grids | patch from pCN | mean from pCN |",
+        "|---|---|---|---|---|---|",
+    ]
+    for problem in PROBLEMS:
+        for sampler in SAMPLERS:
+            found = {n: r for n in GRIDS if (r := results.get(f"{problem}/{n}/{sampler}")) is not None}
+            grids = list(itertools.combinations(found.values(), 2))
+            exact = [(r, e) for n, r in found.items() if (e := results.get(f"{problem}/{n}/pCN")) not in (None, r)]
+            cells = [
+                f"{max(map(of, pairs)):.2f}" if pairs else "" for pairs in (grids, exact) for of in (patches, means)
+            ]
+            lines.append(f"| {problem} | {sampler} | {' | '.join(cells)} |")
+    return lines
+
+
+def patches(pair: tuple[dict[str, Any], dict[str, Any]]) -> float:
+    """How far two functionals are apart, in standard errors."""
+    a, b = pair
+    return abs(a["functional"] - b["functional"]) / math.hypot(a["functional_se"], b["functional_se"])
+
+
+def means(pair: tuple[dict[str, Any], dict[str, Any]]) -> float:
+    """How far two posterior means are apart, as a multiple of what Monte Carlo error alone would show."""
+    difference, expected = change(*pair)
+    return difference / expected
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
