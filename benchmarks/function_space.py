@@ -163,7 +163,7 @@ def summary(results: dict[str, Any]) -> list[str]:
 def patches(pair: tuple[dict[str, Any], dict[str, Any]]) -> float:
     """How far two functionals are apart, in standard errors."""
     a, b = pair
-    return abs(a["functional"] - b["functional"]) / math.hypot(a["functional_se"], b["functional_se"])
+    return float(abs(a["functional"] - b["functional"]) / math.hypot(a["functional_se"], b["functional_se"]))
 
 
 def means(pair: tuple[dict[str, Any], dict[str, Any]]) -> float:
