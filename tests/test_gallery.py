@@ -72,11 +72,14 @@ def test_a_gallery_of_one_config_and_one_that_fails(gallery, tmp_path, monkeypat
     assert "['ugly']; there are ['bad', 'good']" in capsys.readouterr().err
 
 
-def test_the_committed_gallery_is_of_the_present_configs(gallery):
-    folder = ROOT / "docs" / "gallery"
+@pytest.mark.parametrize(
+    ("name", "of", "options"), [("gallery", ".", []), ("gallery_pnp_dm", "pnp_dm", ["--chains", "4"])]
+)
+def test_the_committed_galleries_are_of_the_present_configs(gallery, name, of, options):
+    folder = ROOT / "docs" / name
     record = json.loads((folder / "results.json").read_text())
-    configs = {path.stem: path for path in sorted((ROOT / "configs" / "inference").glob("*.yaml"))}
-    assert record["header"] == {"options": []}
+    configs = {path.stem: path for path in sorted((ROOT / "configs" / "inference" / of).glob("*.yaml"))}
+    assert record["header"] == {"options": options}
     results = record["results"]
     assert sorted(results) == sorted(configs), REMEDY
     assert {name: result["error"] for name, result in results.items() if "error" in result} == {}, REMEDY
@@ -87,4 +90,4 @@ def test_the_committed_gallery_is_of_the_present_configs(gallery):
     assert max(sizes) < 60_000
     assert sum(sizes) < 4_000_000
     page = gallery.page(folder / "results.json", configs)
-    assert (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8") == page, REMEDY
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == page, REMEDY
