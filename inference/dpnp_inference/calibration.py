@@ -44,17 +44,18 @@ UNCERTAIN = 0.1  # of the image's root-mean-square spread
 LEAST_PAIRS = 20
 ERRORS, TOLERANCE, SHIFT_TOLERANCE = 3.3, 0.02, 0.03
 
+OTHER_LAW = " Where a solver's own law is not the posterior (docs/solvers.md), only another solver helps."
 PIXELS, UNCERTAIN_PIXELS, INTENSITY, PROJECTED = "pixels", "uncertain pixels", "mean intensity", "random projections"
 ADVICE = {
     "fine": "no line above is off by more than chance allows; more pairs make the error bars smaller.",
     "too narrow": "the intervals promise more than they hold. Spend more on each draw (iterations of the annealing, network calls of the "
     "denoising sampler, proposals of the proximal sampler) and check again. If truths = sampler are covered meanwhile, the "
     "measurement enters rightly, and what is off is the prior as the sampler draws it: too few network calls, or a network whose noise "
-    "levels contradict each other.",
-    "too wide": "the intervals are honest but larger than they need be. Lower the last coupling (eta_min), with more iterations on the "
-    "way there, and check again.",
-    "biased": "the draws lie beside the truth to one side. Lower the last coupling (eta_min) or spend more network calls on each draw, "
-    "and check again.",
+    "levels contradict each other." + OTHER_LAW,
+    "too wide": "the intervals are honest but larger than they need be. With DPnP lower the last coupling (eta_min), with more iterations "
+    "on the way there, and check again." + OTHER_LAW,
+    "biased": "the draws lie beside the truth to one side. Spend more network calls on each draw, with DPnP lower the last coupling "
+    "(eta_min), and check again." + OTHER_LAW,
     "wrong shape": "the draws have tails or a middle unlike the posterior's. Spend more on each draw, and check again.",
     "too few pairs": f"at least {LEAST_PAIRS} pairs are needed to tell.",
 }

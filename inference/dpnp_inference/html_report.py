@@ -40,6 +40,7 @@ from dpnp_inference.diagnostics import MEANING, Diagnosis, diagnose, functional_
 from dpnp_inference.finished_run import Run, read_run
 from dpnp_inference.plots import plot_traces
 from dpnp_inference.posterior import Functional, Posterior
+from dpnp_inference.report import shown_range
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -374,7 +375,10 @@ def _headline(run: Run) -> list[tuple[str, str]]:
 def _value_range(run: Run) -> tuple[tuple[float, float], list[str]]:
     """What is shown as black and white, and what must be said about it."""
     if run.value_range is not None:
-        return run.value_range, []
+        shown = shown_range(run.posterior.samples, run.value_range)
+        if shown == run.value_range:
+            return shown, []
+        return shown, ["The draws go far beyond the prior's value range: black is {:.3g}, white {:.3g}.".format(*shown)]
     low, high = (float(value) for value in run.posterior.samples.aminmax())
     high = high if high > low else low + 1
     return (low, high), [

@@ -13,6 +13,26 @@ from torch import Tensor
 from dpnp_inference.posterior import Posterior
 
 
+def shown_range(draws: Tensor, value_range: tuple[float, float]) -> tuple[float, float]:
+    """What is shown as black and white: the value range, or the draws' own where more than a twentieth of their pixels is far outside.
+
+    Fields are such draws: their values have no limits.
+
+    Args:
+        draws: of any shape.
+        value_range: of a pixel, as the prior has it.
+
+    Returns:
+        The value range, or the 0.1% and 99.9% quantiles of the draws' pixels.
+    """
+    low, high = value_range
+    margin = 0.1 * (high - low)
+    if float(((draws < low - margin) | (draws > high + margin)).float().mean()) <= 0.05:
+        return value_range
+    first, last = np.quantile(draws.cpu().numpy(), [0.001, 0.999])
+    return float(first), float(last)
+
+
 def draw_picture(
     file: str | Path,
     posterior: Posterior,
@@ -31,7 +51,7 @@ def draw_picture(
     Args:
         file: PNG to write.
         posterior: the draws.
-        value_range: of a pixel, mapped to black and white.
+        value_range: of a pixel, mapped to black and white; see :func:`shown_range`.
         measurement: an image ``(C, H, W)`` that shows the measurement, if it has one.
         truth: ``(C, H, W)`` if it is known.
         samples: how many draws to show.
@@ -44,7 +64,8 @@ def draw_picture(
     mean = posterior.mean
     several = len(posterior.flat) > 1
     top: list[tuple[str, Tensor, dict[str, Any]]] = []
-    gray = {"vmin": value_range[0], "vmax": value_range[1], "cmap": "gray"}
+    low, high = shown_range(posterior.samples, value_range)
+    gray = {"vmin": low, "vmax": high, "cmap": "gray"}
     if truth is not None:
         top.append(("truth", truth, gray))
     if measurement is not None:

@@ -23,6 +23,7 @@ from dpnp_inference.finished_run import RunFolderError, read_run
 from dpnp_inference.html_report import MOST_DRAWS, coverage_table, exactness, write_report
 from dpnp_inference.metrics import coverage
 from dpnp_inference.posterior import Posterior
+from dpnp_inference.report import shown_range
 
 pytestmark = pytest.mark.pictures
 
@@ -39,6 +40,7 @@ def make_run(
     display: torch.Tensor | None = None,
     truth: bool = True,
     name: str = "test prior",
+    scale: float = 1.0,
     **diagnostics: object,
 ) -> Path:
     """The folder of a run as the command writes it."""
@@ -46,7 +48,7 @@ def make_run(
     generator = torch.Generator().manual_seed(0)
     mean = torch.rand(shape, generator=generator) - 0.5
     spread = torch.rand(shape, generator=generator) * 0.3
-    samples = mean + spread * torch.randn((chains, draws, *shape), generator=generator)
+    samples = scale * (mean + spread * torch.randn((chains, draws, *shape), generator=generator))
     rows = [
         {"eta": eta, "network_calls": 5, "forward_calls": 2, "seconds": 0.1, "acceptance": 0.5, "acceptance_min": 0.3}
         for eta in (2.0, 0.5, 0.1)
@@ -338,3 +340,14 @@ def test_draws_survive_a_report_that_fails(tmp_path, monkeypatch, caplog):
     assert diagnosis is not None
     assert "the draws are written, but could not be shown in a report: ZeroDivisionError: no" in caplog.text
     assert not (run / "report.html").exists()
+
+
+def test_fields_are_shown_in_a_range_of_their_own(tmp_path):
+    for draws in (torch.linspace(-1.15, 1.15, 100), torch.cat([torch.zeros(99), torch.tensor([50.0])])):
+        assert shown_range(draws, (-1.0, 1.0)) == (-1.0, 1.0)
+    low, high = shown_range(3 * torch.randn(10000, generator=torch.Generator().manual_seed(0)), (-1.0, 1.0))
+    assert -10.5 < low < -8
+    assert 8 < high < 10.5
+    words = "go far beyond the prior's value range: black is"
+    assert words in text_of(write_report(make_run(tmp_path / "field", scale=10.0)).read_text())
+    assert words not in text_of(write_report(make_run(tmp_path / "image")).read_text())
