@@ -214,4 +214,4 @@ def test_the_configurations_describe_a_run(name):
     sampler = getattr(import_module(module), solver)(built.prior, ForwardModel(built.operator, built.noise), **few)
     y = torch.from_numpy(np.load(root / config["measurement"]))
     posterior = sampler.sample(y, chains=2, seed=0, draws=2)
-    assert posterior.samples.shape == (2, 2, 1, 32, 32)
+    assert posterior.samples.shape == (2, 2, *config["operator"]["init_args"]["image_shape"])
