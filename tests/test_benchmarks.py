@@ -80,7 +80,5 @@ def test_ct_pictures_are_half_slices_and_half_phantoms(monkeypatch, tmp_path):
     assert phantoms.shape == (3, 1, 32, 32)
     for body in [*(train[::2] / 65535 * 2 - 1), *phantoms[:, 0]]:
         assert body.min() == -1  # air around
-        assert (
-            -0.6 < body[body > -0.9].mean() < 0.2
-        )  # as dense as water (-1/3) and not three times as dense, on the whole
+        assert -0.6 < body[body > -0.9].mean() < 0.2  # on the whole as dense as water, which is -1/3
     assert len(np.unique(train[::2], axis=0)) == 3

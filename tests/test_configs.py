@@ -63,7 +63,8 @@ def test_inference_config_draws(config, tmp_path, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gibbs, "START_CALLS", 3)
-    solver = yaml.safe_load(config.read_text()).get("solver")
+    settings = yaml.safe_load(config.read_text())
+    solver = settings.get("solver")
     if solver and config.parent.name == "function_space":
         few = ["--chains=4", "--draws=2", "--thin=2", "--solver.burn_in=4"]
     elif solver:
@@ -73,7 +74,8 @@ def test_inference_config_draws(config, tmp_path, monkeypatch):
         if "denoiser" in solver["init_args"]:
             few += [f"--solver.denoiser={untrained_denoiser(config, tmp_path / 'denoiser')}"]
     else:
-        few = ["--chains=4", "--annealing=dpnp_inference.Annealing", "--dds=dpnp_inference.DDSDDIM", "--dds.calls=2"]
+        dds = {"ddim": "DDSDDIM", "ddpm": "DDSDDPM"}[settings.get("dds", "ddim")]
+        few = ["--chains=4", "--annealing=dpnp_inference.Annealing", f"--dds=dpnp_inference.{dds}", "--dds.calls=2"]
         few += [f"--annealing.{key}={value}" for key, value in {"constant": 0, "decay": 2, "final": 0}.items()]
     if config.stem == "replica_exchange":
         few += ["--population.burn_in=1", "--draws=2"]

@@ -16,7 +16,7 @@ FEW = [
     "--annealing.decay=2",
     "--annealing.final=0",
 ]
-REMEDY = "run: python benchmarks/gallery.py"
+REMEDY = "run the command that the page names"
 
 
 @pytest.fixture

@@ -62,9 +62,10 @@ def same_ranks(a: Ranks, b: Ranks) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
+@pytest.mark.slow
 def test_a_good_configuration_is_certified():
     dpnp = DPnP(PRIOR, MODEL, dtype=torch.float64)
-    assert assess(check_pairs(dpnp, pairs=60, draws=19, seed=0)).verdict == "fine"
+    assert assess(check_pairs(dpnp, pairs=100, draws=39, seed=0)).verdict == "fine"
 
 
 def test_a_bad_configuration_is_not():
