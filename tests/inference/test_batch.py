@@ -449,7 +449,9 @@ def test_one_of_two_processes_is_killed_half_way(capfd, caplog):
     assert len(found) == 24
     assert {state["state"] for state in found.values()} == {"done"}
     assert {state["processes"] for state in found.values()} == {2}
-    assert finished_names(capfd.readouterr().out) == sorted(found)  # each once
+    told = finished_names(capfd.readouterr().out)
+    assert len({*told}) == len(told)  # none twice
+    assert len({*found} - {*told}) <= 1  # the process may be killed when its item is done and it has yet to say so
     assert caplog.text.count("another takes its place") == 1
     assert os.listdir("out/claims") == []
 

@@ -25,7 +25,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ class BatchFolder:
             for states in self.unfinished.iterdir():
                 if states.name not in claimed:
                     self.forget(states.name)
-            if not any(self.unfinished.iterdir()):
+            with suppress(OSError):  # not empty: somebody is at an item
                 self.unfinished.rmdir()
         for staged in self.items.glob(".*"):
             if staged.name[1:].rpartition(".")[0].removesuffix(".old") not in claimed:
