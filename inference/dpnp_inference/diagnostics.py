@@ -32,6 +32,7 @@ from scipy import stats
 from torch import Tensor
 
 from dpnp_inference.calibration import UNCERTAIN
+from dpnp_inference.fit import Fit
 from dpnp_inference.plots import mean_intensity
 from dpnp_inference.posterior import LEAST_DRAWS, Floats, Functional, Posterior, arviz_statistics, monte_carlo_errors
 from dpnp_inference.streaming import RunningPosterior
@@ -53,6 +54,10 @@ GROUPS, GROUPS_FEW = (
 )  # a split in two that explains more than 0.75 + 0.8/√n of the variance shows separate groups
 GROUP = 0.05  # part of the draws that makes a group, at least 3 of them
 GROUP_GAP = 4.0  # standard deviations within the groups, from where on a pixel is said to differ between them
+FIT, FIT_ERRORS = (
+    1.5,
+    4.0,
+)  # reduced chi-square of the draws, or one over it, and by how many of its standard deviations beyond 1
 RESIDUAL = 1e-3  # relative residual of a solve at the last coupling
 EXCHANGE = 0.05  # rate below which neighbouring replicas hardly exchange
 EVIDENCE = 0.5  # relative standard error of the evidence beyond which one population outweighs the others
@@ -61,7 +66,7 @@ MOST_PIXELS = 4096  # that ArviZ is asked about, a few milliseconds each
 PROJECTIONS, COMPONENTS = 4, 4
 MOST_FOR_COMPONENTS = 1000  # draws
 
-Verdict = Literal["converged", "no objection", "run longer", "chains disagree", "too few draws"]
+Verdict = Literal["converged", "no objection", "run longer", "chains disagree", "too few draws", "misfit"]
 Kind = Literal["chains", "population", "replica exchange"]
 MEANING: dict[str, str] = {
     "converged": "nothing that was looked at speaks against these draws, and R-hat or independent populations could have shown it.",
@@ -69,6 +74,7 @@ MEANING: dict[str, str] = {
     "run longer": "these draws do not yet give what their number promises.",
     "chains disagree": "chains keep to values of their own, which a longer run will hardly mend.",
     "too few draws": "nothing can be said about so few.",
+    "misfit": "these draws do not explain the measurement as the forward model's posterior would.",
 }
 
 
@@ -196,7 +202,7 @@ class Diagnosis:
     """What is known about a posterior's draws. It prints as a table, and :meth:`to_json` gives it to machines.
 
     Attributes:
-        verdict: *converged*, *no objection*, *run longer*, *chains disagree* or *too few draws*.
+        verdict: *converged*, *no objection*, *run longer*, *chains disagree*, *too few draws* or *misfit*.
         reasons: of the verdict, one sentence each.
         notes: what else is worth knowing, and what cannot be known from these draws.
         kind: of the sampler.
@@ -206,6 +212,7 @@ class Diagnosis:
         pixels: summary of the pixels.
         halves: comparison of even and odd chains; None for fewer than 4 chains, or of single draws in a population.
         stages: per coupling, from the largest on.
+        fit: how well the draws explain the measurement; None where the record does not have it.
         network_calls: of the whole run, as it is recorded; None where it is not, also for the next two.
         forward_calls: likewise.
         seconds: likewise.
@@ -223,6 +230,7 @@ class Diagnosis:
     pixels: PixelSummary
     halves: Halves | None
     stages: list[Stage]
+    fit: Fit | None
     network_calls: int | None
     forward_calls: int | None
     seconds: float | None
@@ -249,6 +257,8 @@ class Diagnosis:
         colour = {"converged": "green", "no objection": "cyan", "run longer": "yellow"}.get(self.verdict, "red")
         yield Text(f"{_count(self.chains, 'chain')}, {_count(self.draws, 'draw')} each", style="bold")
         yield from (Text(), self._functional_table(), Text(), Text(self._pixel_line()), Text())
+        if self.fit is not None:
+            yield from (Text(f"fit: {self.fit.describe()}"), Text())
         if self.stages:
             yield from (self._stage_table(), Text())
         first, *others = self.describe().split("\n")
@@ -350,9 +360,13 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
         halves = None if chains < 4 or len(judged) == 0 else _halves(x[..., judged], draws)
         judged_functionals = summaries
     reasons, verdict = _judge(kind, chains, draws, judged_functionals, pixels, stages, record, notes)
+    fit = Fit.of(record)
+    misfit = _look_at_fit(fit, notes)
+    if misfit:
+        reasons, verdict = [*misfit, *reasons], "misfit"
     calls = {name: record.get(name) for name in ("network_calls", "forward_calls", "seconds")}
     return Diagnosis(
-        verdict, reasons, notes, kind, chains, draws, summaries, pixels, halves, stages, **calls, maps=maps
+        verdict, reasons, notes, kind, chains, draws, summaries, pixels, halves, stages, fit, **calls, maps=maps
     )
 
 
@@ -972,6 +986,31 @@ def _objections_of_the_run(stages: list[Stage], record: Mapping[str, Any]) -> li
             f"neighbouring replicas exchange at a rate of {min(rates):.3f} somewhere on the ladder, less than {EXCHANGE}; make it finer"
         )
     return reasons
+
+
+def _look_at_fit(fit: Fit | None, notes: list[str]) -> list[str]:
+    """What the fit to the measurement says against the draws; adds to the notes."""
+    if fit is None:
+        return []
+    if fit.impossible == fit.draws:
+        return [
+            "under none of the draws that were looked at is the measurement possible; see 'dpnp-reconstruct check-model'"
+        ]
+    if fit.impossible:
+        notes.append(
+            f"under {fit.impossible} of {fit.draws} draws that were looked at the measurement has probability 0"
+        )
+    if fit.chi_square is None or abs(fit.errors) <= FIT_ERRORS or 1 / FIT <= fit.chi_square <= FIT:
+        return []
+    if fit.chi_square < 1:
+        return [
+            f"the draws are closer to the measurement than its noise allows ({fit.describe()}): the noise is less than the noise model "
+            "says, which makes the intervals too wide, or the draws follow the noise, which makes them too narrow"
+        ]
+    return [
+        f"the draws do not explain the measurement ({fit.describe()}): they have not arrived (more annealing.decay or proximal.steps), or "
+        "operator, noise or prior are not those of the measurement (see 'dpnp-reconstruct check-model')"
+    ]
 
 
 def _look_at_populations(record: Mapping[str, Any], notes: list[str]) -> tuple[bool, list[str]]:

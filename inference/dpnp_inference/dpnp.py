@@ -28,6 +28,7 @@ from dpnp_inference.annealing import Annealing
 from dpnp_inference.checkpoint import Checkpoints, FolderLock, RunError
 from dpnp_inference.dds import DenoisingSampler, make_dds
 from dpnp_inference.fingerprint import describe, differences
+from dpnp_inference.fit import record_fit
 from dpnp_inference.gibbs import START_CALLS, OnSweep, SamplingError, Sweep
 from dpnp_inference.population import Population
 from dpnp_inference.posterior import Posterior
@@ -302,6 +303,8 @@ class DPnP:
             except TypeError as error:
                 log.warning("this run cannot be extended: %s", error)
         posterior = Posterior(task.store.samples, diagnostics, task.store.statistics, state)
+        draws = posterior.flat.to(device=self.device, dtype=self.dtype)
+        diagnostics["fit"] = record_fit(self.kernel_model, task.y, draws, seed=task.seed)
         posterior.diagnostics["convergence"] = posterior.convergence() if judge else None
         return posterior
 

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 SAMPLES, DIAGNOSTICS, STATISTICS = "samples.safetensors", "diagnostics.json", "statistics.safetensors"
 STATE = "state.safetensors"
-OF_ALL_DRAWS = ("convergence", "chains", "draws")  # entries of the record that are not those of a part of the draws
+OF_ALL_DRAWS = (
+    "convergence",
+    "fit",
+    "chains",
+    "draws",
+)  # entries of the record that are not those of a part of the draws
 LEAST_DRAWS = 4  # of a chain, below which ArviZ's R-hat and effective sample sizes do not exist
 
 Index = int | slice | Sequence[int]

@@ -385,7 +385,7 @@ def test_it_is_json_and_prints_and_says_it_in_one_line(tmp_path, capsys):
 def test_a_sampler_that_mixes_and_one_that_cannot():
     shape = (1, 2, 2)
     prior = GaussianPrior(0.0, 1.0, shape)
-    inpainting = ForwardModel(RandomInpainting(shape, missing=0.5), GaussianNoise(0.3))
+    inpainting = ForwardModel(RandomInpainting(shape, missing=0.5), GaussianNoise(2.5))
     y = inpainting.simulate(torch.zeros(1, *shape), generator=torch.Generator().manual_seed(0))[0]
     annealing = Annealing(
         eta_max=2.0, eta_min=2.0, constant=1, decay=1, final=0

@@ -165,9 +165,12 @@ def test_what_goes_wrong_in_a_diagnosis_loses_nothing(monkeypatch, caplog, capsy
     assert samples("out").shape[:2] == (4, 1)
     assert "picture: out/picture.png" in capsys.readouterr().out
     main([*FAST, "--output", "other"])
-    assert "verdict: too few draws" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "reduced chi-square of the draws" in printed
+    assert "verdict: misfit: the draws do not explain the measurement" in printed  # after so few iterations
     record = json.loads(Path("other/diagnostics.json").read_text())
-    assert record["diagnosis"]["verdict"] == "too few draws"
+    assert record["diagnosis"]["verdict"] == "misfit"
+    assert record["diagnosis"]["reasons"][1].startswith("there are 4 chains of 1 draw")
 
 
 def test_what_goes_wrong_in_writing_the_folder_loses_nothing(monkeypatch, caplog):

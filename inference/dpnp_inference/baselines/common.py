@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dpnp_inference.acceleration import BatchSize, chains_together, in_batches
 from dpnp_inference.dpnp import SamplingError, Sweep, image_shape_of
+from dpnp_inference.fit import record_fit
 from dpnp_inference.gibbs import OnSweep, describe_step
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.proximal import ProximalInfo
@@ -110,6 +111,7 @@ class Baseline(ABC):
         schedule: the noise level, or the coupling, of each step, in image units.
         advice: what to do about chains that diverge.
         takes_field: whether the prior's noise may be a random field.
+        calls_forward_map: whether sampling needs the forward map; one that does without is not asked for the fit of its draws either.
 
     Raises:
         ValueError: an operator for another number of channels than the prior's.
@@ -120,6 +122,7 @@ class Baseline(ABC):
     schedule: list[float]
     advice: ClassVar[str]
     takes_field: ClassVar[bool] = False
+    calls_forward_map: ClassVar[bool] = True
 
     def __init__(self, prior: Denoiser, forward_model: ForwardModel, dtype: torch.dtype) -> None:
         if not self.takes_field:
@@ -183,7 +186,7 @@ class Baseline(ABC):
                 raise ValueError(f"{name} = {value}; it must be at least {least}")
         size = chains_together(batch_size, chains)
         self._check_draws(draws, thin)
-        y = self._measured(y)
+        measured, y = y, self._measured(y)
         start = time.perf_counter()
         samples, runs = [], []
         for first in range(0, chains, size):
@@ -210,6 +213,10 @@ class Baseline(ABC):
             "warnings": [],
         }
         posterior = Posterior(torch.cat(samples), diagnostics)
+        if self.calls_forward_map:
+            diagnostics["fit"] = record_fit(
+                self.forward_model, measured.to(self.device), posterior.flat.to(self.blank()), seed=seed
+            )
         posterior.diagnostics["convergence"] = posterior.convergence()
         return posterior
 

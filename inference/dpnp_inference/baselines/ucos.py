@@ -73,6 +73,7 @@ class UCoS(Baseline):
     """
 
     advice = "check the denoiser's training"
+    calls_forward_map = False
 
     def __init__(
         self,

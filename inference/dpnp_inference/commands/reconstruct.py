@@ -23,6 +23,7 @@ from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP, SamplingError
 from dpnp_inference.files import MARKER, check_output, read_image, read_measurement, save_array
 from dpnp_inference.fingerprint import differences
 from dpnp_inference.finished_run import DISPLAY
+from dpnp_inference.fit import Fit
 from dpnp_inference.html_report import REPORT, write_report
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.posterior import Posterior
@@ -467,6 +468,8 @@ def _print_summary(posterior: Posterior, scores: dict[str, float], output: Path,
         error = "" if posterior.log_evidence_se is None else f" ± {posterior.log_evidence_se:.2f}"
         bias = {population["bias"] for population in record["populations"]}
         print(f"log evidence {posterior.log_evidence:.2f}{error} (bias of the splitting: {', '.join(sorted(bias))})")
+    if (fit := Fit.of(record)) is not None and fit.chi_square is not None:
+        print(fit.describe())
     for warning in record["warnings"]:
         print(f"warning: {warning}")
     if record["convergence"] is not None:

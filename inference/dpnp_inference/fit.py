@@ -1,0 +1,115 @@
+r"""Do the draws explain the measurement? A posterior predictive check (Rubin 1984; Gelman, Meng & Stern 1996).
+
+With the deviance :math:`D(y, x) = -2 \log p(y \mid x)`, draws x from the posterior and measurements :math:`y'` that they would give,
+:math:`D(y, x)` and :math:`D(y', x)` have one law over all measurements of the model. What is compared is their difference,
+
+.. math:: \chi^2 = 1 + \frac{\overline{D(y, x) - D(y', x)}}{\tfrac12 \mathrm{Var}(D(y', x) \mid x)}
+
+For Gaussian noise the variance is twice the number of entries of y, and this is the reduced chi-square of the residuals; else half of it is
+the number of Gaussian entries that would vary as much. It needs no knowledge of the truth, and one call of the forward map a draw.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.randomness import derive_seed
+
+log = logging.getLogger(__name__)
+
+DRAWS, REPLICATES = 16, 64  # of the posterior at most, and measurements simulated of them all together at least
+STREAM = 2**33  # of the simulated measurements, apart from chains and simulated data
+
+
+@dataclass(frozen=True)
+class Fit:
+    r"""How well draws explain a measurement.
+
+    Attributes:
+        chi_square: reduced :math:`\chi^2`, 1 in the mean for draws from the posterior; None where no draw, or no law, has one.
+        chance: standard deviation of it over measurements, :math:`\sqrt{2/m}` for Gaussian noise on m real entries; None likewise.
+        draws: how many were looked at.
+        impossible: those of them under which the measurement has probability 0. They are left out of ``chi_square``.
+    """
+
+    chi_square: float | None
+    chance: float | None
+    draws: int
+    impossible: int
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Fit | None:
+        """That of a run's record, ``Posterior.diagnostics``; None where it has none."""
+        found = record.get("fit")
+        return None if found is None else cls(**found)
+
+    def describe(self) -> str:
+        """In plain words, for one line."""
+        if self.chi_square is None:
+            known = "the measurement is impossible" if self.impossible == self.draws else "all measurements are alike"
+            return f"no reduced chi-square: under the draws {known}"
+        return f"reduced chi-square of the draws {self.chi_square:.3g}, 1 ± {self.chance:.2g} expected"
+
+    @property
+    def errors(self) -> float:
+        """By how many ``chance`` the reduced chi-square differs from 1, with its sign; 0 where it is not known."""
+        return 0.0 if self.chi_square is None or not self.chance else (self.chi_square - 1) / self.chance
+
+
+@torch.no_grad()
+def measure_fit(forward_model: ForwardModel, y: Tensor, x: Tensor, *, seed: int) -> Fit:
+    """How well draws explain a measurement; of many draws :data:`DRAWS` are looked at, evenly spaced.
+
+    Args:
+        forward_model: operator and noise.
+        y: the measurement ``(*y_shape)``, on the device of the forward model.
+        x: draws ``(n, C, H, W)``, likewise.
+        seed: not negative, of the measurements that are simulated.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ValueError: the operator's output or the measurement does not fit the noise model.
+    """
+    chosen = torch.linspace(0, len(x) - 1, min(len(x), DRAWS)).round().long()
+    clean: list[Tensor] = [forward_model.operator(x[i : i + 1]) for i in chosen.tolist()]
+    deviance = torch.stack([-2 * forward_model.noise.log_prob(y, c)[0] for c in clean])
+    possible = deviance.isfinite().nonzero().flatten().tolist()
+    if not possible:
+        return Fit(None, None, len(clean), len(clean))
+    generator = torch.Generator().manual_seed(derive_seed(seed, STREAM))
+    each = max(2, math.ceil(REPLICATES / len(possible)))
+    simulated = torch.stack(
+        [torch.stack([_deviance_of_another(forward_model, clean[i], generator) for _ in range(each)]) for i in possible]
+    )
+    variance = float(simulated.var(1).mean())
+    impossible = len(clean) - len(possible)
+    if not 0 < variance < math.inf:  # a law that gives all its measurements one density, as uniform ones do
+        return Fit(None, None, len(clean), impossible)
+    excess = float((deviance[possible] - simulated.mean(1)).mean())
+    return Fit(1 + 2 * excess / variance, 2 / math.sqrt(variance), len(clean), impossible)
+
+
+def _deviance_of_another(forward_model: ForwardModel, clean: Tensor, generator: torch.Generator) -> Tensor:
+    """Deviance of a measurement that is simulated from a noiseless one ``(1, *y_shape)``."""
+    noise = forward_model.noise
+    deviance: Tensor = -2 * noise.log_prob(noise.sample(clean, generator), clean)[0]
+    return deviance
+
+
+def record_fit(forward_model: ForwardModel, y: Tensor, x: Tensor, *, seed: int) -> dict[str, Any] | None:
+    """:func:`measure_fit` for the record of a run, JSON-able; None, and a warning, where it fails: the draws are there all the same."""
+    try:
+        return asdict(measure_fit(forward_model, y, x, seed=seed))
+    except Exception as error:
+        log.warning("whether the draws explain the measurement is not known: %s: %s", type(error).__name__, error)
+        return None
