@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from dpnp_inference.acceleration import not_compiled
 from dpnp_inference.randomness import ChainGenerators
 from dpnp_shared.denoiser import Denoiser
 from dpnp_shared.forward_model import ForwardModel
+from dpnp_shared.noise import Noise
 from dpnp_shared.operators import LinearOperator, Operator
 
 
@@ -21,8 +23,8 @@ class Annealing:
 
     Attributes:
         eta_max: first coupling, in image units; the prior's spread by default.
-        eta_min: last coupling, in image units; by default nine tenths of the noise seen through the forward map,
-            ``σ/‖A‖``, where the proximal sampler splits exactly (there it costs no bias), half of it where it does not.
+        eta_min: last coupling, in image units; by default nine tenths of the noise seen through the forward map, ``σ/‖A‖``
+            (:func:`noise_through`), where the proximal sampler splits exactly (there it costs no bias), half of it where it does not.
         constant: iterations at ``eta_max``.
         decay: iterations of the geometric decay, the one at ``eta_min`` included.
         final: further iterations at ``eta_min``.
@@ -101,9 +103,10 @@ class Annealing:
 
 
 def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -> float:
-    """The noise in image units: its standard deviation over the largest singular value of the forward map.
+    r"""The noise in image units, along the direction that it hides least: :math:`\lambda_{max}(J^T I J)^{-1/2}`.
 
-    For a map that is not linear the Jacobian at the prior's mean image is used, by power iteration.
+    I is the noise's Fisher information and J the forward map's Jacobian, both at the prior's mean image. Where all entries have one
+    standard deviation σ, whatever the image, and the map is linear, this is :math:`\sigma/\|A\|`.
 
     Args:
         forward_model: operator and noise.
@@ -111,27 +114,36 @@ def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -
         blank: an image ``(1, C, H, W)`` of zeros.
 
     Returns:
-        ``σ/‖A‖``, infinite for a map whose Jacobian vanishes.
+        That noise, infinite for a map whose Jacobian vanishes.
 
     Raises:
         ValueError: the noise model does not say its resolution, or the map's derivative is not finite.
     """
-    operator = forward_model.operator
-    norm = operator.norm() if isinstance(operator, LinearOperator) else jacobian_norm(operator, prior, blank)
+    operator, noise = forward_model.operator, forward_model.noise
+    resolution = noise.resolution
+    if resolution is None:
+        raise ValueError(
+            f"annealing: {type(noise).__name__} does not say its resolution, from which eta_min is taken; give eta_min"
+        )
+    if type(noise).fisher_information is not Noise.fisher_information:  # it depends on the value
+        norm, resolution = jacobian_norm(operator, prior, blank, information=noise.fisher_information), 1.0
+    else:
+        norm = operator.norm() if isinstance(operator, LinearOperator) else jacobian_norm(operator, prior, blank)
     if math.isnan(norm):
         raise ValueError(
             f"annealing: the derivative of {type(operator).__name__} is not finite at the prior's mean image; give eta_min, or see what "
             "'dpnp-reconstruct check-model' says"
         )
-    resolution = forward_model.noise.resolution
-    if resolution is None:
-        raise ValueError(
-            f"annealing: {type(forward_model.noise).__name__} does not say its resolution, from which eta_min is taken; give eta_min"
-        )
     return resolution / norm if norm > 0 else math.inf
 
 
-def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations: int = 20) -> float:
+def jacobian_norm(
+    operator: Operator,
+    prior: Denoiser,
+    blank: Tensor,
+    iterations: int = 20,
+    information: Callable[[Tensor], Tensor | None] | None = None,
+) -> float:
     r"""Largest singular value of the forward map's Jacobian J near the prior's mean image.
 
     By the power method on :math:`J^T J`; for a map without gradient, by differences along random unit directions v, from which follows
@@ -142,6 +154,7 @@ def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations
         prior: gives the point, by one network call at its largest noise level.
         blank: an image ``(1, C, H, W)`` of zeros.
         iterations: of the power method, or directions.
+        information: I of each entry given the noiseless value, for :math:`J^T I J` and :math:`I^{1/2} J`; 1 by default.
 
     Returns:
         The norm; 0 for a map that is constant there.
@@ -152,18 +165,23 @@ def jacobian_norm(operator: Operator, prior: Denoiser, blank: Tensor, iterations
         x = prior(blank, min(prior.sigma_max, 1e3 * prior.spread))
     # a little noise, since at a perfectly flat image a map like |F x| has no gradient
     x = x + eps * generator.normal_like(x)
+    with torch.no_grad():
+        clean: Tensor = operator(x)
+        known = None if information is None else information(clean)
+        weight = torch.ones_like(clean.real) if known is None else known.to(clean.real)
     if not operator.differentiable:
         with torch.no_grad():
             steps = [eps * generator.normal_like(x) for _ in range(iterations)]
-            clean = operator(x)
-            squares = [float((operator(x + h) - clean).abs().square().sum() / h.square().sum()) for h in steps]
+            squares = [
+                float((weight * (operator(x + h) - clean).abs().square()).sum() / h.square().sum()) for h in steps
+            ]
         m = clean.numel() * (2 if clean.is_complex() else 1)
         return math.sqrt(sum(squares) / iterations * d / min(d, m))
     v, norm = generator.normal_like(x), 0.0
     for _ in range(iterations):
         v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
         jv = _jacobian_product(operator, x, v, eps)
-        _, v = torch.autograd.functional.vjp(operator, x, jv)  # type: ignore[no-untyped-call]
+        _, v = torch.autograd.functional.vjp(operator, x, weight * jv)  # type: ignore[no-untyped-call]
         norm = math.sqrt(float(v.norm()))
     return norm
 

@@ -322,6 +322,20 @@ def test_resolution_is_the_largest_fisher_information(case):
         assert fisher_information(noise, c, case.outcomes(c)) * resolution**2 <= case.information[1] + 1e-5
 
 
+def test_fisher_information_is_that_of_the_density(case):
+    noise = case.build(1.0)
+    told = noise.fisher_information(torch.tensor([case.clean], dtype=torch.float64))
+    assert told is not None
+    if type(noise).fisher_information is Noise.fisher_information:  # whatever the value, the largest
+        assert told.tolist() == [[noise.resolution**-2] * len(case.clean)]
+        return
+    known = [fisher_information(noise, c, case.outcomes(c)) for c in case.clean]
+    allowed = 0.25 if isinstance(noise, PoissonGaussianNoise) else 1e-4  # which has no closed form
+    assert told[0].tolist() == pytest.approx(known, rel=allowed)
+    assert bool((told <= noise.resolution**-2 * (1 + 1e-12)).all())
+    assert noise.fisher_information(torch.zeros(2, 1)).dtype == torch.float32
+
+
 def test_entries_of_a_batch_do_not_touch(case):
     noise, clean, y = measurements(case)
     together = noise.log_prob(y, clean)

@@ -33,6 +33,21 @@ class Noise(nn.Module, ABC):
         """
         return None
 
+    def fisher_information(self, clean: Tensor) -> Tensor | None:
+        r"""What an entry tells about its noiseless value, :math:`I = E[(\partial_{\bar y} \log p(y \mid \bar y))^2]`.
+
+        A noise model whose information depends on the value defines it; the default end of a sampler's annealing is then that for the
+        prior's mean image. By default it is the :attr:`resolution`'s, whatever the value.
+
+        Args:
+            clean: noiseless values ``(B, *y_shape)``.
+
+        Returns:
+            ``(B, *y_shape)``, real and not negative, in the dtype of ``clean``; of complex entries that of each of both parts. None where
+            a noise model does not know it.
+        """
+        return None if self.resolution is None else torch.full_like(clean.real, self.resolution**-2)
+
     @abstractmethod
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw measurements.

@@ -53,6 +53,21 @@ class JointNoise(Noise):
         known = [resolution for resolution in resolutions if resolution is not None]
         return min(known) if len(known) == len(resolutions) else None
 
+    def fisher_information(self, clean: Tensor) -> Tensor | None:
+        """That of each part, None if one of them does not know it; see :meth:`Noise.fisher_information`.
+
+        Raises:
+            RuntimeError: the noise is not bound to an operator.
+        """
+        layout = self._bound()
+        parts = []
+        for noise, part in zip(self.parts, layout.split(clean), strict=True):
+            found = noise.fisher_information(part)
+            if found is None:
+                return None
+            parts.append(torch.complex(found, found) if part.is_complex() else found)
+        return layout.join(parts)
+
     def bind(self, operator: Operator) -> Noise:
         """A copy for the measurements of a stack.
 

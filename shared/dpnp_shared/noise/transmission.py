@@ -48,10 +48,14 @@ class TransmissionNoise(Noise):
     def resolution(self) -> float:
         r""":math:`\sqrt{I_0 + b}/I_0`, the least of all entries.
 
-        The Fisher information :math:`I^2/(I + b)`, :math:`I = I_0 e^{-\bar y}`, falls with :math:`\bar y`; this is that
-        of a ray that meets no absorber, :math:`\bar y = 0`.
+        The Fisher information falls with :math:`\bar y`; this is that of a ray that meets no absorber, :math:`\bar y = 0`.
         """
         return float(((self.photons + self.background).sqrt() / self.photons).min())
+
+    def fisher_information(self, clean: Tensor) -> Tensor:
+        r""":math:`I^2/(I + b)`, :math:`I = I_0 e^{-\bar y}`; see :meth:`Noise.fisher_information`."""
+        log_primary = spread(self.photons, clean, "photons").log() - clean
+        return (2 * log_primary - self._log_mean(clean)).exp()
 
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw counts, with the dtype of ``clean``; see :meth:`Noise.sample`.
@@ -114,6 +118,10 @@ class LogPoissonNoise(Noise):
     def resolution(self) -> float:
         r""":math:`\sqrt{I_0 + b}/(\mu I_0)`; see :attr:`TransmissionNoise.resolution`."""
         return self.of_counts.resolution / self.mu
+
+    def fisher_information(self, clean: Tensor) -> Tensor:
+        r""":math:`\mu^2` times that of the counts; see :meth:`TransmissionNoise.fisher_information`."""
+        return self.mu**2 * self.of_counts.fisher_information(self.mu * clean)
 
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw line integrals; see :meth:`Noise.sample`.
