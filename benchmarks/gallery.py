@@ -50,7 +50,8 @@ two of its draws. This page is written by
     {command}
 
 PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
-image it scatters widely (`dpnp-reconstruct check` measures it over many). Acceptance is that of the proximal sampler's proposals at the
+image it scatters widely (`dpnp-reconstruct check` measures it over many). Fit is the reduced chi-square of the draws, 1 where they
+explain the measurement as draws from the posterior do, with the standard deviation that chance gives it ([diagnosis](diagnostics.md)). Acceptance is that of the proximal sampler's proposals at the
 last coupling. Seconds are those of the sampling, on a shared CPU of two cores.
 """
 COLUMNS = (
@@ -59,6 +60,7 @@ COLUMNS = (
     "proximal sampler",
     "PSNR (dB)",
     "coverage (level)",
+    "fit (± chance)",
     "acceptance",
     "network calls",
     "seconds",
@@ -160,7 +162,18 @@ def _cells(result: dict[str, Any]) -> list[str]:
     psnr = f"{scores['psnr']:.1f}" if "psnr" in scores else "–"
     acceptance = "–" if result["acceptance"] is None else f"{result['acceptance']:.0%}"
     seconds = f"{result['seconds']:.0f}"
-    return [result["model"], result["proximal"], psnr, coverage, acceptance, str(result["network_calls"]), seconds]
+    fit = result.get("fit")
+    explained = f"{fit['chi_square']:.2f} (± {fit['chance']:.2f})" if fit and fit["chi_square"] is not None else "–"
+    return [
+        result["model"],
+        result["proximal"],
+        psnr,
+        coverage,
+        explained,
+        acceptance,
+        str(result["network_calls"]),
+        seconds,
+    ]
 
 
 def _reason(result: dict[str, Any]) -> str:
@@ -184,6 +197,7 @@ def _figures(run: Path) -> dict[str, Any]:
             if part is not None and part != "DPnP"
         ),
         "scores": record["scores"],
+        "fit": diagnostics.get("fit"),
         "acceptance": sum(accepted) / len(accepted) if accepted else None,
         "network_calls": record["network_calls"],
         "seconds": record["seconds"],
