@@ -54,10 +54,6 @@ GROUPS, GROUPS_FEW = (
 )  # a split in two that explains more than 0.75 + 0.8/√n of the variance shows separate groups
 GROUP = 0.05  # part of the draws that makes a group, at least 3 of them
 GROUP_GAP = 4.0  # standard deviations within the groups, from where on a pixel is said to differ between them
-FIT, FIT_ERRORS = (
-    1.5,
-    4.0,
-)  # reduced chi-square of the draws, or one over it, and by how many of its standard deviations beyond 1
 RESIDUAL = 1e-3  # relative residual of a solve at the last coupling
 EXCHANGE = 0.05  # rate below which neighbouring replicas hardly exchange
 EVIDENCE = 0.5  # relative standard error of the evidence beyond which one population outweighs the others
@@ -992,25 +988,11 @@ def _look_at_fit(fit: Fit | None, notes: list[str]) -> list[str]:
     """What the fit to the measurement says against the draws; adds to the notes."""
     if fit is None:
         return []
-    if fit.impossible == fit.draws:
-        return [
-            "under none of the draws that were looked at is the measurement possible; see 'dpnp-reconstruct check-model'"
-        ]
-    if fit.impossible:
+    if 0 < fit.impossible < fit.draws:
         notes.append(
             f"under {fit.impossible} of {fit.draws} draws that were looked at the measurement has probability 0"
         )
-    if fit.chi_square is None or abs(fit.errors) <= FIT_ERRORS or 1 / FIT <= fit.chi_square <= FIT:
-        return []
-    if fit.chi_square < 1:
-        return [
-            f"the draws are closer to the measurement than its noise allows ({fit.describe()}): the noise is less than the noise model "
-            "says, which makes the intervals too wide, or the draws follow the noise, which makes them too narrow"
-        ]
-    return [
-        f"the draws do not explain the measurement ({fit.describe()}): they have not arrived (more annealing.decay or proximal.steps), or "
-        "operator, noise or prior are not those of the measurement (see 'dpnp-reconstruct check-model')"
-    ]
+    return [] if fit.objection is None else [fit.objection]
 
 
 def _look_at_populations(record: Mapping[str, Any], notes: list[str]) -> tuple[bool, list[str]]:

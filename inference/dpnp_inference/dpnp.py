@@ -412,7 +412,8 @@ def movement_warnings(kernel: str, batches: list[list[dict[str, float]]]) -> lis
         else "give it more steps (proximal.steps) or a smaller eta_min; for a differentiable model try HMC, for one that is not "
         "see whether it can be made so; 'dpnp-reconstruct check-model' finds a wrong gradient or scale"
     )
+    what = "hardly moves" if jump < LEAST_JUMP else "often stands still"
     return [
-        f"{kernel} {'hardly moves' if jump < LEAST_JUMP else 'often stands still'} at eta = {last:.3g}: a draw goes {jump:.2%} of the way of an independent one, {still:.0%} of the "
+        f"{kernel} {what} at eta = {last:.3g}: a draw goes {jump:.2%} of the way of an independent one, {still:.0%} of the "
         f"draws stay where they were, acceptance {acceptance:.1%}. The draws do not cover the posterior; {remedy}"
     ]

@@ -26,6 +26,7 @@ from dpnp_shared.randomness import derive_seed
 log = logging.getLogger(__name__)
 
 DRAWS, REPLICATES = 16, 64  # of the posterior at most, and measurements simulated of them all together at least
+FIT, FIT_ERRORS = 1.5, 4.0  # how far chi-square may be from 1, as a ratio, or in its standard deviations
 STREAM = 2**33  # of the simulated measurements, apart from chains and simulated data
 
 
@@ -57,6 +58,23 @@ class Fit:
             known = "the measurement is impossible" if self.impossible == self.draws else "all measurements are alike"
             return f"no reduced chi-square: under the draws {known}"
         return f"reduced chi-square of the draws {self.chi_square:.3g}, 1 ± {self.chance:.2g} expected"
+
+    @property
+    def objection(self) -> str | None:
+        """What it says against the draws, None if nothing."""
+        if self.impossible == self.draws:
+            return "under none of the draws that were looked at is the measurement possible; see 'dpnp-reconstruct check-model'"
+        if self.chi_square is None or abs(self.errors) <= FIT_ERRORS or 1 / FIT <= self.chi_square <= FIT:
+            return None
+        if self.chi_square < 1:
+            return (
+                f"the draws are closer to the measurement than its noise allows ({self.describe()}): the noise is less than the noise "
+                "model says, which makes the intervals too wide, or the draws follow the noise, which makes them too narrow"
+            )
+        return (
+            f"the draws do not explain the measurement ({self.describe()}): they have not arrived (more annealing.decay or "
+            "proximal.steps), or operator, noise or prior are not those of the measurement (see 'dpnp-reconstruct check-model')"
+        )
 
     @property
     def errors(self) -> float:

@@ -120,6 +120,8 @@ def test_bad_items_are_named_and_the_others_are_done(capsys):
     assert [row["item"] for row in rows] == list(found)
     assert [row["state"] for row in rows].count("failed") == 3
     assert pyarrow.parquet.read_table("out/results.parquet").column("item").to_pylist() == list(found)
+    fits = [row["chi_square"] for row in rows if row["state"] == "done"]
+    assert [float(fit) for fit in fits] == [found[f"y{i}"]["chi_square"] for i in range(6)]
     with np.load("out/merged.npz") as merged:
         assert merged["names"].tolist() == [f"y{i}" for i in range(6)]
         np.testing.assert_array_equal(merged["mean"][2], np.load("out/items/y2/mean.npy"))

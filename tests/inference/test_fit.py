@@ -8,8 +8,8 @@ import torch
 
 from dpnp_inference import Annealing, DPnP, Posterior
 from dpnp_inference.baselines import DPS
-from dpnp_inference.diagnostics import FIT_ERRORS, diagnose
-from dpnp_inference.fit import DRAWS, REPLICATES, Fit, measure_fit, record_fit
+from dpnp_inference.diagnostics import diagnose
+from dpnp_inference.fit import DRAWS, FIT_ERRORS, REPLICATES, Fit, measure_fit, record_fit
 from dpnp_shared.analytic import GaussianPrior
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import (

@@ -36,7 +36,7 @@ from dpnp_inference.batch.claims import birth, has_ended, read_owner
 BATCH, MANIFEST, RECORD = "batch.json", "manifest.json", "item.json"
 TABLE, PARQUET, MERGED = "results.csv", "results.parquet", "merged.npz"
 STATES = ("done", "failed", "running", "pending")
-COLUMNS = ("item", "state", "attempts", "seconds", "network_calls")  # then scores, then
+COLUMNS = ("item", "state", "attempts", "seconds", "network_calls", "chi_square")  # then scores, then
 LAST_COLUMNS = ("verdict", "warnings", "worker", "device", "finished", "error")
 
 Record = dict[str, Any]

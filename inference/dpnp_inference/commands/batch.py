@@ -37,6 +37,7 @@ from dpnp_inference.commands.reconstruct import Reconstruction, check_stateless,
 from dpnp_inference.configuration import Configuration, bundled_images, identity, provenance
 from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP
 from dpnp_inference.files import as_image, as_measurement
+from dpnp_inference.fit import Fit
 from dpnp_inference.gibbs import OnSweep
 from dpnp_inference.posterior import Posterior
 from dpnp_inference.runs import Run
@@ -373,13 +374,16 @@ class Job:
         scores = {}
         if truth is not None:
             scores = score(posterior, truth.cpu(), card.value_range, dpnp.forward_model.operator, settings.level)
+        fit = Fit.of(posterior.diagnostics)
+        misfit = [] if fit is None or fit.objection is None else [fit.objection]
         figures = {
             "sha256": digest,
             "stamp": stamp,
             "seed": seed,
             "scores": scores,
             "network_calls": posterior.diagnostics["network_calls"],
-            "warnings": posterior.diagnostics["warnings"],
+            "chi_square": None if fit is None else fit.chi_square,
+            "warnings": posterior.diagnostics["warnings"] + misfit,
         }
         return Result(self, name, y, truth, posterior, figures)
 
