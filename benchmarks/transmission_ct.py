@@ -9,7 +9,7 @@ Held-out images are read as maps of attenuation through ``PhysicalUnits``, and e
 - ``DPnP`` with the exact likelihood, by HMC, and with the linearised one: line integrals :math:`l = -\log((y - b)/I_0)` with Gaussian noise
   of the variance :math:`\max(y, 1)/(y - b)^2`, by perturb-and-solve draws; rays with no net count are left out there, as in ``linearised``.
   Both start at the coupling 1 and end at one that suits the scan. Beside them the exact likelihood with the default schedule, which begins
-  at the prior's spread and takes its end from the noise of a ray that meets no object;
+  at the prior's spread and ends at half of the noise that the prior's mean image leaves;
 - filtered back-projection of :math:`l`, with the ramp filter as it is and under a Hann window.
 
 Figures are of the posterior mean and of 80% order-statistic intervals; the bias is that of the mean attenuation of the pixels that are
