@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -98,30 +99,23 @@ def measure_fit(forward_model: ForwardModel, y: Tensor, x: Tensor, *, seed: int)
     Raises:
         ValueError: the operator's output or the measurement does not fit the noise model.
     """
-    chosen = torch.linspace(0, len(x) - 1, min(len(x), DRAWS)).round().long()
-    clean: list[Tensor] = [forward_model.operator(x[i : i + 1]) for i in chosen.tolist()]
-    deviance = torch.stack([-2 * forward_model.noise.log_prob(y, c)[0] for c in clean])
-    possible = deviance.isfinite().nonzero().flatten().tolist()
-    if not possible:
-        return Fit(None, None, len(clean), len(clean))
+    chosen = torch.linspace(0, len(x) - 1, min(len(x), DRAWS)).round().long().tolist()
+    each = max(2, math.ceil(REPLICATES / len(chosen)))
     generator = torch.Generator().manual_seed(derive_seed(seed, STREAM))
-    each = max(2, math.ceil(REPLICATES / len(possible)))
-    simulated = torch.stack(
-        [torch.stack([_deviance_of_another(forward_model, clean[i], generator) for _ in range(each)]) for i in possible]
-    )
-    variance = float(simulated.var(1).mean())
-    impossible = len(clean) - len(possible)
-    if not 0 < variance < math.inf:  # a law that gives all its measurements one density, as uniform ones do
-        return Fit(None, None, len(clean), impossible)
-    excess = float((deviance[possible] - simulated.mean(1)).mean())
-    return Fit(1 + 2 * excess / variance, 2 / math.sqrt(variance), len(clean), impossible)
-
-
-def _deviance_of_another(forward_model: ForwardModel, clean: Tensor, generator: torch.Generator) -> Tensor:
-    """Deviance of a measurement that is simulated from a noiseless one ``(1, *y_shape)``."""
     noise = forward_model.noise
-    deviance: Tensor = -2 * noise.log_prob(noise.sample(clean, generator), clean)[0]
-    return deviance
+    excess, variances = [], []
+    for i in chosen:
+        clean: Tensor = forward_model.operator(x[i : i + 1])
+        deviance = -2 * noise.log_prob(y, clean)[0]
+        if bool(deviance.isfinite()):
+            others = torch.stack([-2 * noise.log_prob(noise.sample(clean, generator), clean)[0] for _ in range(each)])
+            excess.append(float(deviance - others.mean()))
+            variances.append(float(others.var()))
+    impossible = len(chosen) - len(excess)
+    variance = statistics.fmean(variances) if variances else 0.0
+    if not 0 < variance < math.inf:  # as of a law that gives all possible measurements one density
+        return Fit(None, None, len(chosen), impossible)
+    return Fit(1 + 2 * statistics.fmean(excess) / variance, 2 / math.sqrt(variance), len(chosen), impossible)
 
 
 def record_fit(forward_model: ForwardModel, y: Tensor, x: Tensor, *, seed: int) -> dict[str, Any] | None:
