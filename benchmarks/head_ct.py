@@ -10,7 +10,8 @@ prior that fits, not how a prior of one patient does on another.
     python training/train.py fit --config configs/training/head_ct.yaml     # runs/head_ct/prior, two hours on two cores
     python benchmarks/head_ct.py run                                        # table, benchmarks/results/head_ct.json
 
-The low-dose scan has the exact likelihood of its counts, by HMC, and ends at twice the prior's least noise level; the others are linear and drawn exactly.
+The low-dose scan has the exact likelihood of its counts, by HMC, and ends at twice the prior's least noise level; the others are linear
+and drawn exactly.
 
 Beside each reconstruction stands what is usually taken: filtered back-projection, or zero-filled k-space. Lengths are in cm, attenuation
 in units of 0.2/cm (water's is 1). ``--picture FILE`` draws the first slice of each problem; it shows anatomy, and is for one's own use.
