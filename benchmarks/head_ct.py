@@ -10,8 +10,7 @@ prior that fits, not how a prior of one patient does on another.
     python training/train.py fit --config configs/training/head_ct.yaml     # runs/head_ct/prior, two hours on two cores
     python benchmarks/head_ct.py run                                        # table, benchmarks/results/head_ct.json
 
-The low-dose scan has the exact likelihood of its counts, by HMC, and ends at twice the prior's least noise level; the others are linear
-and drawn exactly.
+The low-dose scan has the exact likelihood of its counts, by HMC; the others are linear and drawn exactly.
 
 Beside each reconstruction stands what is usually taken: filtered back-projection, or zero-filled k-space. Lengths are in cm, attenuation
 in units of 0.2/cm (water's is 1). ``--picture FILE`` draws the first slice of each problem; it shows anatomy, and is for one's own use.
@@ -32,7 +31,7 @@ from runner import parser, run_cells, write_table
 from torch import Tensor
 from torch.nn import functional
 
-from dpnp_inference import HMC, Annealing, DPnP, Posterior
+from dpnp_inference import HMC, DPnP, Posterior
 from dpnp_inference.metrics import coverage, psnr, ssim
 from dpnp_inference.report import draw_picture
 from dpnp_shared.forward_model import ForwardModel
@@ -156,12 +155,8 @@ def reconstruct(problem: str, index: int) -> tuple[Posterior, Tensor, ForwardMod
     """Draws, the usual picture, the model and the measurement of one test slice."""
     model = forward_model(problem)
     y = model.simulate(IMAGES[index][None], generator=torch.Generator().manual_seed(index))[0]
-    if model.homogeneous.linear_gaussian:
-        sampler = DPnP(PRIOR, model)
-    else:
-        kernel = HMC(steps=6, leapfrogs=8, warmup=6)
-        sampler = DPnP(PRIOR, model, proximal=kernel, annealing=Annealing(eta_min=2 * PRIOR.sigma_min))
-    posterior = sampler.sample(y, chains=CHAINS, seed=index)
+    proximal = "auto" if model.homogeneous.linear_gaussian else HMC(steps=6, leapfrogs=8, warmup=6)
+    posterior = DPnP(PRIOR, model, proximal=proximal).sample(y, chains=CHAINS, seed=index)
     return posterior, usual(problem, model, y), model, y
 
 

@@ -330,8 +330,7 @@ def test_fisher_information_is_that_of_the_density(case):
         assert told.tolist() == [[noise.resolution**-2] * len(case.clean)]
         return
     known = [fisher_information(noise, c, case.outcomes(c)) for c in case.clean]
-    allowed = 0.25 if isinstance(noise, PoissonGaussianNoise) else 1e-4  # which has no closed form
-    assert told[0].tolist() == pytest.approx(known, rel=allowed)
+    assert told[0].tolist() == pytest.approx(known, rel=1e-4)
     assert bool((told <= noise.resolution**-2 * (1 + 1e-12)).all())
     assert noise.fisher_information(torch.zeros(2, 1)).dtype == torch.float32
 

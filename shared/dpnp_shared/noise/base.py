@@ -36,8 +36,9 @@ class Noise(nn.Module, ABC):
     def fisher_information(self, clean: Tensor) -> Tensor | None:
         r"""What an entry tells about its noiseless value, :math:`I = E[(\partial_{\bar y} \log p(y \mid \bar y))^2]`.
 
-        A noise model whose information depends on the value defines it; the default end of a sampler's annealing is then that for the
-        prior's mean image. By default it is the :attr:`resolution`'s, whatever the value.
+        By default it is the :attr:`resolution`'s, whatever the value. A noise model defines it where the value decides about all of the
+        image alike, as for an absorber; the default end of a sampler's annealing is then that for the prior's mean image. (Counts of
+        single pixels leave it: what one photon tells is reached in the image's dark parts, of which the mean image has none.)
 
         Args:
             clean: noiseless values ``(B, *y_shape)``.

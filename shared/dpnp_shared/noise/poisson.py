@@ -60,11 +60,6 @@ class PoissonNoise(Noise):
         """
         return float((self.background.clamp(min=1).sqrt() / self.gain).min())
 
-    def fisher_information(self, clean: Tensor) -> Tensor:
-        r""":math:`g^2/\max(g \bar y + b, 1)`, which is never that of less than one photon; see :attr:`resolution`."""
-        gain = spread(self.gain, clean, "gain")
-        return gain**2 / self._mean(clean).clamp(min=1)
-
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw counts, with the dtype of ``clean``; see :meth:`Noise.sample`.
 

@@ -77,11 +77,6 @@ class PoissonGaussianNoise(Noise):
         """
         return float((self.gain**2 * self.background.clamp(min=1) + self.sigma**2).sqrt().min())
 
-    def fisher_information(self, clean: Tensor) -> Tensor:
-        r""":math:`1/(a^2 \max(\bar y/a + b, 1) + \sigma^2)`, one over the variance at one photon or more; see :attr:`resolution`."""
-        gain, sigma = spread(self.gain, clean, "gain"), spread(self.sigma, clean, "sigma")
-        return 1 / (gain**2 * self._mean(clean).clamp(min=1) + sigma**2)
-
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw measurements; see :meth:`Noise.sample`.
 
