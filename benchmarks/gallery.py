@@ -51,9 +51,9 @@ two of its draws. This page is written by
 
 PSNR is that of the mean. Coverage is the fraction of pixels whose truth lies within their interval, with the intervals' level; of one
 image it scatters widely (`dpnp-reconstruct check` measures it over many). Fit is the reduced chi-square of the draws, 1 where they
-explain the measurement as draws from the posterior do, with the standard deviation that chance gives it; above 1.5 the verdict of a run is *misfit* ([rules](diagnostics.md)).
-Acceptance is that of the proximal sampler's proposals at the last coupling. Seconds are those of the sampling, on a shared CPU of two
-cores.
+explain the measurement as draws from the posterior do, with the standard deviation that chance gives it; above 1.5 the verdict of a run
+is *misfit* ([rules](diagnostics.md)). Acceptance is that of the proximal sampler's proposals at the last coupling. Seconds are those of
+the sampling, on a shared CPU of two cores.
 """
 COLUMNS = (
     "config",

@@ -238,9 +238,11 @@ class Diagnosis:
         return f"{self.verdict}: {self.reasons[0] if self.reasons else MEANING[self.verdict]}"
 
     def describe(self) -> str:
-        """Verdict, meaning, reasons and notes in plain words, one a line."""
+        """Verdict, meaning, reasons, notes and fit in plain words, one a line."""
         lines = [f"verdict: {self.verdict}; {MEANING[self.verdict]}"]
         lines += [f"because {reason}" for reason in self.reasons] + [f"note: {note}" for note in self.notes]
+        if self.fit is not None:
+            lines.append(f"fit: {self.fit.describe()}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -253,8 +255,6 @@ class Diagnosis:
         colour = {"converged": "green", "no objection": "cyan", "run longer": "yellow"}.get(self.verdict, "red")
         yield Text(f"{_count(self.chains, 'chain')}, {_count(self.draws, 'draw')} each", style="bold")
         yield from (Text(), self._functional_table(), Text(), Text(self._pixel_line()), Text())
-        if self.fit is not None:
-            yield from (Text(f"fit: {self.fit.describe()}"), Text())
         if self.stages:
             yield from (self._stage_table(), Text())
         first, *others = self.describe().split("\n")

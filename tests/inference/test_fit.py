@@ -194,6 +194,7 @@ def test_samplers_record_it():
     assert abs(fit.errors) < FIT_ERRORS
     assert fit == measure_fit(inpainting, y, posterior.flat, seed=0)
     assert posterior.diagnose().fit == fit
+    assert posterior.diagnose().describe().endswith(f"\nfit: {fit.describe()}")
     assert "fit" not in posterior[:5].diagnostics
     sharp = ForwardModel(inpainting.operator, GaussianNoise(0.05))
     y = sharp.simulate(truth, generator=torch.Generator().manual_seed(1))[0]
