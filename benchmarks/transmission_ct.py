@@ -304,7 +304,7 @@ def table(results: dict[str, Any], steps: int) -> str:
             "| subsets | ms a step | relative | before the first step (s) |\n|---|---|---|---|",
         ]
         timing = results["timing"]
-        for s, of in timing.items():
+        for s, of in sorted(timing.items(), key=lambda item: int(item[0])):
             relative = of["seconds"] / timing["1"]["seconds"]
             parts.append(f"| {s} | {1e3 * of['seconds']:.0f} | {relative:.2f} | {of['before']['seconds']:.1f} |")
         parts.append("")
@@ -340,8 +340,8 @@ def plot(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     axes[2].axhline(0, color="0.4", lw=1, ls=":")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     if "timing" in results:
-        s = [int(key) for key in results["timing"]]
-        ms = [1e3 * of["seconds"] for of in results["timing"].values()]
+        s = sorted(int(key) for key in results["timing"])
+        ms = [1e3 * results["timing"][str(k)]["seconds"] for k in s]
         axes[3].plot(s, ms, "o-", label="measured")
         axes[3].plot(s, [ms[0] / k for k in s], ":", color="0.5", label="one over S")
         axes[3].set(xscale="log", yscale="log", xlabel="subsets S", ylabel="ms a step")
