@@ -120,13 +120,21 @@ def noise_through(forward_model: ForwardModel, prior: Denoiser, blank: Tensor) -
         ValueError: the noise model does not say its resolution, or the map's derivative is not finite.
     """
     operator, noise = forward_model.operator, forward_model.noise
+    unknown = (
+        f"annealing: {type(noise).__name__} does not say its resolution, from which eta_min is taken; give eta_min"
+    )
     resolution = noise.resolution
     if resolution is None:
-        raise ValueError(
-            f"annealing: {type(noise).__name__} does not say its resolution, from which eta_min is taken; give eta_min"
-        )
+        raise ValueError(unknown)
+
+    def information(clean: Tensor) -> Tensor:
+        found = noise.fisher_information(clean)
+        if found is None:
+            raise ValueError(unknown)
+        return found
+
     if type(noise).fisher_information is not Noise.fisher_information:  # it depends on the value
-        norm, resolution = jacobian_norm(operator, prior, blank, information=noise.fisher_information), 1.0
+        norm, resolution = jacobian_norm(operator, prior, blank, information=information), 1.0
     else:
         norm = operator.norm() if isinstance(operator, LinearOperator) else jacobian_norm(operator, prior, blank)
     if math.isnan(norm):
@@ -142,7 +150,7 @@ def jacobian_norm(
     prior: Denoiser,
     blank: Tensor,
     iterations: int = 20,
-    information: Callable[[Tensor], Tensor | None] | None = None,
+    information: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
     r"""Largest singular value of the forward map's Jacobian J near the prior's mean image.
 
@@ -167,8 +175,7 @@ def jacobian_norm(
     x = x + eps * generator.normal_like(x)
     with torch.no_grad():
         clean: Tensor = operator(x)
-        known = None if information is None else information(clean)
-        weight = torch.ones_like(clean.real) if known is None else known.to(clean.real)
+        weight = torch.ones_like(clean.real) if information is None else information(clean).to(clean.real)
     if not operator.differentiable:
         with torch.no_grad():
             steps = [eps * generator.normal_like(x) for _ in range(iterations)]

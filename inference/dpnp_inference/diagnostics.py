@@ -358,6 +358,8 @@ def diagnose(posterior: Posterior, functionals: Mapping[str, Functional] | Seque
     reasons, verdict = _judge(kind, chains, draws, judged_functionals, pixels, stages, record, notes)
     fit = Fit.of(record)
     misfit = _look_at_fit(fit, notes)
+    if fit is None and "fit" in record:
+        notes.append("whether the draws explain the measurement could not be found out; the log says why")
     if misfit:
         reasons, verdict = [*misfit, *reasons], "misfit"
     calls = {name: record.get(name) for name in ("network_calls", "forward_calls", "seconds")}

@@ -110,7 +110,18 @@ class Silent(Noise):
         return (y - clean).flatten(1).sum(1)
 
 
+class Half(Silent):
+    """Says its resolution and takes its information back."""
+
+    resolution = 0.5
+
+    def fisher_information(self, clean):
+        return None
+
+
 def test_noise_that_says_nothing_asks_for_eta_min():
+    with pytest.raises(ValueError, match=r"Half does not say its resolution.*give eta_min"):
+        Annealing().schedule(PRIOR, ForwardModel(lines(), Half()), BLANK)
     assert Silent().fisher_information(BLANK) is None
     joint = ForwardModel(Stack([lines(), lines()]), JointNoise([GaussianNoise(1.0), Silent()]))
     with pytest.raises(ValueError, match=r"JointNoise does not say its resolution.*give eta_min"):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import dpnp_shared.noise
 from dpnp_inference import Annealing, DPnP, Posterior
 from dpnp_inference.baselines import DPS
 from dpnp_inference.diagnostics import diagnose
@@ -13,7 +14,10 @@ from dpnp_inference.fit import DRAWS, FIT_ERRORS, REPLICATES, Fit, measure_fit, 
 from dpnp_shared.analytic import GaussianPrior
 from dpnp_shared.forward_model import ForwardModel
 from dpnp_shared.noise import (
+    CensoredGaussianNoise,
+    DitheredLogisticNoise,
     GaussianNoise,
+    JointNoise,
     LaplaceNoise,
     LogPoissonNoise,
     Noise,
@@ -24,7 +28,7 @@ from dpnp_shared.noise import (
     TransmissionNoise,
     VonMisesNoise,
 )
-from dpnp_shared.operators import FunctionOperator, RandomInpainting
+from dpnp_shared.operators import FunctionOperator, RandomInpainting, Stack
 
 SHAPE = (1, 12, 10)
 
@@ -95,7 +99,24 @@ NOISES = {
     "Poisson and Gauss": (PoissonGaussianNoise(0.1, 0.05), PoissonGaussianNoise(0.02, 0.02)),
     "transmission": (TransmissionNoise(50.0), TransmissionNoise(120.0)),
     "logarithm of counts": (LogPoissonNoise(50.0), LogPoissonNoise(50.0)),
+    "censored": (CensoredGaussianNoise(0.3, 0.0, 1.0), CensoredGaussianNoise(0.1, 0.0, 1.0)),
+    "bits": (DitheredLogisticNoise(0.3), DitheredLogisticNoise(0.1)),
 }
+
+
+def test_all_noise_models_are_tried():
+    exported = {getattr(dpnp_shared.noise, name) for name in dpnp_shared.noise.__all__}
+    assert {type(noise) for noise, _ in NOISES.values()} == exported - {Noise, GaussianNoise, JointNoise}
+
+
+def test_parts_of_a_stack_are_taken_together():
+    stack = Stack([FunctionOperator(identity), FunctionOperator(fourier)], image_shape=SHAPE)
+    joint = ForwardModel(stack, JointNoise([PoissonNoise(20.0), GaussianNoise(0.3)]))
+    truth = 0.2 + torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    y = joint.simulate(truth, generator=torch.Generator().manual_seed(1))[0]
+    assert abs(measure_fit(joint, y, truth, seed=0).errors) < FIT_ERRORS
+    wrong = ForwardModel(stack, JointNoise([PoissonNoise(20.0), GaussianNoise(0.1)]))
+    assert "do not explain the measurement" in objection(measure_fit(wrong, y, truth, seed=0))
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -180,6 +201,10 @@ def test_what_goes_wrong_loses_nothing(caplog):
 
     assert record_fit(model(Broken()), torch.zeros(SHAPE), torch.zeros(3, *SHAPE), seed=0) is None
     assert "whether the draws explain the measurement is not known: RuntimeError: no simulation today" in caplog.text
+    found = diagnose(Posterior(torch.randn(24, 1, *SHAPE), {"fit": None}))
+    assert found.fit is None
+    assert "whether the draws explain the measurement could not be found out; the log says why" in found.notes
+    assert not any("measurement" in note for note in diagnose(Posterior(torch.randn(24, 1, *SHAPE), {})).notes)
 
 
 def test_samplers_record_it():

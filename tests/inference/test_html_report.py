@@ -100,7 +100,8 @@ def text_of(page: str) -> str:
 
 
 def test_the_command_writes_the_page_from_the_folder_alone(tmp_path, capsys):
-    run = make_run(tmp_path / "run", warnings=["it hardly moves"])
+    fit = {"chi_square": 1.2, "chance": 0.1, "draws": 16, "impossible": 0}
+    run = make_run(tmp_path / "run", warnings=["it hardly moves"], fit=fit)
     main(["report", str(run)])
     assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
     page = (run / "report.html").read_text()
@@ -108,6 +109,7 @@ def test_the_command_writes_the_page_from_the_folder_alone(tmp_path, capsys):
     for expected in (
         "test prior: Blur, GaussianNoise",
         "it hardly moves",
+        "Fit: reduced chi-square of the draws 1.2, 1 ± 0.1 expected.",
         "PSNR of the mean 20.00 dB",
         "dpnp-reconstruct --seed 3 --output 'a b'",
         "abc123",

@@ -99,6 +99,7 @@ def test_the_operator_is_not_called_and_its_adjoint_once():
     posterior = ucos.sample(y, chains=5, seed=0, batch_size=2)
     assert (operator.forwards, operator.adjoints) == (0, 1)
     assert posterior.diagnostics["forward_calls"] == 1
+    assert "fit" not in posterior.diagnostics
     assert posterior.diagnostics["network_calls"] == 3 * 8
     # a chain's draw does not depend on the others of its batch
     torch.testing.assert_close(ucos.sample(y, chains=5, seed=0).samples, posterior.samples)

@@ -148,10 +148,6 @@ class ScaledNoise(Noise):
         """That of the law."""
         return self.noise.resolution
 
-    def fisher_information(self, clean: Tensor) -> Tensor | None:
-        """That of the law; see :meth:`Noise.fisher_information <dpnp_shared.noise.Noise.fisher_information>`."""
-        return self.noise.fisher_information(self._clipped(clean))
-
     def sample(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Noise.sample <dpnp_shared.noise.Noise.sample>`."""
         return self.scale * self.noise.sample(self._clipped(clean), generator)
