@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LATEST, PREVIOUS = "latest.safetensors", "previous.safetensors"
+STAGED = f"new_{LATEST}"  # and what it is written through
 LOCK, OWNER = "lock", "owner.json"
 SHARE = 20  # writing takes no more than one part in so many of the time
 
@@ -85,6 +86,16 @@ class FolderLock:
             return "another process"
 
 
+def remove_half_written(folder: Path) -> None:
+    """Remove what a process that was killed has left of a state that it was writing.
+
+    Args:
+        folder: of states, which no other process writes to.
+    """
+    for file in folder.glob(f"{STAGED}*"):
+        file.unlink(missing_ok=True)
+
+
 class Checkpoints:
     """Writes a run's state now and then, and finds the latest that is whole.
 
@@ -118,7 +129,8 @@ class Checkpoints:
         start = time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            latest, staged = self.folder / LATEST, self.folder / f"new_{LATEST}"
+            latest, staged = self.folder / LATEST, self.folder / STAGED
+            remove_half_written(self.folder)
             write_state(staged, state, self.about)
             if latest.exists():
                 os.replace(latest, self.folder / PREVIOUS)

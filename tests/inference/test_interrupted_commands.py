@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpnp_inference import workers
-from dpnp_inference.checkpoint import LATEST, FolderLock
+from dpnp_inference.checkpoint import LATEST, Checkpoints, FolderLock
 from dpnp_inference.cli import main
 from dpnp_inference.commands.reconstruct import state_folder
 from dpnp_inference.gibbs import Gibbs
@@ -93,6 +93,28 @@ def test_after_kill_minus_nine_the_same_command_goes_on(caplog):
     main([*FAST, "--output", "whole", "--draws", "3", "--thin", "3"])
     assert torch.equal(samples("out"), samples("whole"))
     assert Posterior.load("out").diagnostics["network_calls"] == Posterior.load("whole").diagnostics["network_calls"]
+
+
+@pytest.mark.parametrize("all_done", [False, True])
+def test_a_state_that_was_being_written_is_not_left_behind(all_done, monkeypatch):
+    command = [*FAST, "--output", "out"]
+    if all_done:  # no state is written any more
+        with monkeypatch.context() as patch:
+            patch.setattr("dpnp_inference.commands.reconstruct.write_run", lambda *args, **more: Path("/").read_bytes())
+            refused(command)
+    else:
+        break_after(3, monkeypatch, command)
+    Path(STATE, f"new_{LATEST}.{os.getpid()}.tmp").write_bytes(b"half")
+    main(command)
+    assert os.listdir() == ["out"]
+
+
+def test_states_clear_away_what_a_killed_process_was_writing(tmp_path):
+    (tmp_path / f"new_{LATEST}.12345.tmp").write_bytes(b"half")
+    states = Checkpoints(tmp_path, {}, every=0)
+    assert states.save({"x": 1})
+    assert os.listdir(tmp_path) == [LATEST]
+    assert states.load() == {"x": 1}
 
 
 def test_other_settings_are_refused_until_the_state_is_thrown_away(monkeypatch, caplog):

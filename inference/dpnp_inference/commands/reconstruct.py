@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dpnp_inference.baselines.common import Baseline
-from dpnp_inference.checkpoint import LATEST, PREVIOUS, Checkpoints, FolderLock, RunError
+from dpnp_inference.checkpoint import LATEST, PREVIOUS, Checkpoints, FolderLock, RunError, remove_half_written
 from dpnp_inference.configuration import Configuration, bundled_images, provenance, title_of
 from dpnp_inference.diagnostics import Diagnosis
 from dpnp_inference.dpnp import CHECKPOINT_EVERY, DPnP, SamplingError
@@ -353,6 +353,7 @@ def throw_away(folder: Path) -> None:
     """Remove the states in a folder, but not its lock."""
     for name in (LATEST, PREVIOUS):
         (folder / name).unlink(missing_ok=True)
+    remove_half_written(folder)
     for worker in folder.glob(NAME.format("*")):
         shutil.rmtree(worker)
 
