@@ -9,6 +9,7 @@ that are just starting again. Draws, statistics and the count of network calls m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -58,7 +59,11 @@ def start(folder: Path, name: str, processes: int) -> subprocess.Popen[bytes]:
 
 def written(folder: Path) -> dict[Path, int]:
     """When each state of the killed run was last written."""
-    return {file: file.stat().st_mtime_ns for file in (folder / ".killed.state").rglob("latest.safetensors")}
+    when = {}
+    for file in (folder / ".killed.state").rglob("latest.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # it is replaced this moment
+            when[file] = file.stat().st_mtime_ns
+    return when
 
 
 def process_of(folder: Path, process: subprocess.Popen[bytes], who: int) -> int | None:
